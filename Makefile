@@ -1,0 +1,40 @@
+# make demo and make test need nothing before them: they make .venv and build what is missing or out of date.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: setup build test lint format clean
+.DELETE_ON_ERROR:
+
+setup: .venv/installed
+build: .venv/built
+
+# torch first and pinned, then no build isolation: otherwise pip would build against another torch.
+.venv/installed: pyproject.toml setup.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel ninja numpy "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
+	touch $@ .venv/built
+
+.venv/built: .venv/installed $(CSRC)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+test: build
+	$(PYTEST) -n 2 --durations=15
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(CSRC),$(BIN)/clang-format --dry-run --Werror $(CSRC))
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
+
+clean:
+	rm -rf build dist *.egg-info fastfuse/_C.*.so
