@@ -131,7 +131,7 @@ def extension_arguments() -> dict:
         sorted(str(path) for path in Path("csrc/bindings").glob("*.cpp")),
         include_dirs=[str(ROOT.resolve() / folder) for folder in INCLUDE_DIRS],
         define_macros=[(f"FASTFUSE_HAVE_{level.upper()}", "1") for level in levels],
-        extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", *openmp],
+        extra_compile_args=["-O2", "-g0", "-fvisibility=hidden", "-Wall", *openmp],
     )
     return {
         "libraries": cpu_libraries(levels),
@@ -147,8 +147,8 @@ def main() -> None:
         arguments = extension_arguments()
     else:
         print(
-            f"fastfuse: no working C++ compiler with Python's headers (tried {' '.join(compiler())}): fastfuse._C, the CPU "
-            "kernels, is not built. The reference and triton backends need no compiler and will serve.",
+            f"fastfuse: found no C++ compiler that can build Python extensions (tried {' '.join(compiler())}): the CPU "
+            "kernels, fastfuse._C, are not built. The reference and triton backends need none and will serve.",
             file=sys.stderr,
         )
     setup(
