@@ -1,0 +1,159 @@
+#include <cstdlib>
+#include <cstring>
+
+#include "fastfuse/cpu.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace fastfuse::cpu {
+namespace {
+
+constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "amx"};
+
+// Linux hands out the 8 KiB of tile state only to processes that ask for it.
+bool request_tile_state() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr long kArchReqXcompPerm = 0x1023, kXfeatureTileData = 18;
+  return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool machine_runs(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::kPortable:
+      return true;
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::kAvx512:
+      return machine_runs(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::kAmx: {
+      unsigned a, b, c, d;
+      if (!machine_runs(Isa::kAvx512) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+      const bool tiles = (d >> 24 & 1) && (d >> 22 & 1), fp16 = d >> 23 & 1;  // amx-tile, amx-bf16, avx512-fp16
+      return tiles && fp16 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) && request_tile_state();
+    }
+  }
+#endif
+  return isa == Isa::kPortable;
+}
+
+bool built(Isa isa) {
+  switch (isa) {
+    case Isa::kPortable:
+      return true;
+#if FASTFUSE_HAVE_AVX2
+    case Isa::kAvx2:
+      return true;
+#endif
+#if FASTFUSE_HAVE_AVX512
+    case Isa::kAvx512:
+      return true;
+#endif
+#if FASTFUSE_HAVE_AMX
+    case Isa::kAmx:
+      return true;
+#endif
+    default:
+      return false;
+  }
+}
+
+Isa find_best() {
+  int best = 0;
+  for (int i = 1; i < kIsaCount; i++) {
+    if (built(Isa(i)) && machine_runs(Isa(i))) best = i;
+  }
+  return Isa(best);
+}
+
+int parse(const char* name) {
+  for (int i = 0; i < kIsaCount; i++) {
+    if (!std::strcmp(name, kNames[i])) return i;
+  }
+  return -1;
+}
+
+Isa capped_by_environment() {
+  const char* name = std::getenv("FASTFUSE_CPU_ISA");
+  const int wanted = name ? parse(name) : -1;
+  return wanted >= 0 && wanted < int(best_isa()) ? Isa(wanted) : best_isa();
+}
+
+Isa& current() {
+  static Isa isa = capped_by_environment();
+  return isa;
+}
+
+struct Scratch {
+  void* memory = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(memory); }
+};
+
+struct Queue {
+  int64_t next, count;
+  void (*task)(void*, int64_t, int);
+  void* context;
+};
+
+void serve(void* argument, int worker) {
+  Queue& queue = *static_cast<Queue*>(argument);
+  for (;;) {
+    const int64_t index = __atomic_fetch_add(&queue.next, 1, __ATOMIC_RELAXED);
+    if (index >= queue.count) return;
+    queue.task(queue.context, index, worker);
+  }
+}
+
+}  // namespace
+
+Isa best_isa() {
+  static const Isa best = find_best();
+  return best;
+}
+
+Isa current_isa() { return current(); }
+
+bool set_isa(const char* name) {
+  const bool automatic = !std::strcmp(name, "auto");
+  const int wanted = automatic ? int(best_isa()) : parse(name);
+  if (wanted < 0 || !isa_available(Isa(wanted))) return false;
+  current() = Isa(wanted);
+  return true;
+}
+
+const char* isa_name(Isa isa) { return kNames[int(isa)]; }
+
+bool isa_available(Isa isa) { return built(isa) && int(isa) <= int(best_isa()); }
+
+void parallel_for(const ThreadPool& pool, int64_t count, void (*task)(void*, int64_t, int), void* context) {
+  if (pool.threads <= 1 || count <= 1) {
+    for (int64_t i = 0; i < count; i++) task(context, i, 0);
+    return;
+  }
+  Queue queue{0, count, task, context};
+  pool.run(count < pool.threads ? int(count) : pool.threads, serve, &queue);
+}
+
+void* thread_scratch(size_t bytes) {
+  static thread_local Scratch scratch;
+  if (scratch.size < bytes) {
+    std::free(scratch.memory);
+    scratch.size = (bytes + 65535) & ~size_t(65535);
+    scratch.memory = std::aligned_alloc(4096, scratch.size);
+    if (!scratch.memory) std::abort();
+  }
+  return scratch.memory;
+}
+
+}  // namespace fastfuse::cpu

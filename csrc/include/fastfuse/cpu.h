@@ -1,0 +1,38 @@
+// The CPU runtime that every kernel family shares: instruction-set level, threads, scratch memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastfuse::cpu {
+
+// Each level includes those before it. A family's table of kernels is indexed by level.
+enum class Isa : int { kPortable, kAvx2, kAvx512, kAmx };
+inline constexpr int kIsaCount = 4;
+
+Isa best_isa();     // the best level that is built in and that this machine runs
+Isa current_isa();  // best_isa(), capped by FASTFUSE_CPU_ISA and then by set_isa()
+bool set_isa(
+    const char* name);  // "portable", "avx2", "avx512", "amx", or "auto"; false if unknown or not available here
+const char* isa_name(Isa isa);
+bool isa_available(Isa isa);
+
+// Threads come from the caller (torch's own pool): run() calls body(context, 0..workers-1), each in a thread if it can,
+// and returns when all are done. One thread may serve several workers, one after the other.
+struct ThreadPool {
+  void (*run)(int workers, void (*body)(void* context, int worker), void* context);
+  int threads;  // 1: run() is never called
+};
+
+// Calls task(context, index, worker) for every index in [0, count), handed out one by one to at most `pool.threads`
+// workers. Which worker serves an index is not determined: write only what the index owns. With one task or thread it
+// runs inline.
+void parallel_for(const ThreadPool& pool, int64_t count, void (*task)(void* context, int64_t index, int worker),
+                  void* context);
+
+// The calling thread's scratch memory: 64-byte aligned, uninitialised, kept between calls and grown when too small.
+// A second call in the same thread invalidates the first one's memory, so a task takes all it needs at once (see
+// Arena).
+void* thread_scratch(size_t bytes);
+
+}  // namespace fastfuse::cpu
