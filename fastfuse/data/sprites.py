@@ -38,14 +38,15 @@ def ink_mask(shape: str, size: str, texture: str, rotation: int) -> Image.Image 
 
 def _supersampled_shape(shape: str, size: str, rotation: int, scale: float = 1.0) -> Image.Image:
     side = (2 * RADIUS[size] + 2) * _SUPERSAMPLING
-    radius = RADIUS[size] * _SUPERSAMPLING * scale
+    centre = (side - 1) / 2  # pixel centres are whole numbers, and Pillow fills a polygon's border, too
+    radius = (RADIUS[size] * _SUPERSAMPLING - 1) * scale
     canvas = Image.new("L", (side, side), 0)
     draw = ImageDraw.Draw(canvas)
     turn = math.radians(rotation)
     points = [
         (
-            side / 2 + radius * (x * math.cos(turn) - y * math.sin(turn)),
-            side / 2 + radius * (x * math.sin(turn) + y * math.cos(turn)),
+            centre + radius * (x * math.cos(turn) - y * math.sin(turn)),
+            centre + radius * (x * math.sin(turn) + y * math.cos(turn)),
         )
         for x, y in _OUTLINES[shape]
     ]
@@ -88,8 +89,8 @@ def _star() -> list[tuple[float, float]]:
     return [point for pair in zip(tips, notches, strict=True) for point in pair]
 
 
-def _cross(arm: float = 0.34) -> list[tuple[float, float]]:
-    quarter = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
+def _cross(reach: float = 0.94, arm: float = 0.33) -> list[tuple[float, float]]:
+    quarter = [(arm, -reach), (arm, -arm), (reach, -arm)]
     corners = []
     for _ in range(4):
         corners += quarter
@@ -98,20 +99,20 @@ def _cross(arm: float = 0.34) -> list[tuple[float, float]]:
 
 
 def _heart() -> list[tuple[float, float]]:
-    """The classic curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, scaled into the unit disc."""
+    """The classic curve x = 16 sin^3 t, y = 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, made to fit."""
     points = []
     for k in range(72):
         t = 2 * math.pi * k / 72
         y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        points.append((math.sin(t) ** 3, -(y + 2.5) / 16.0))
+        points.append((15 / 16 * math.sin(t) ** 3, -(y + 2.5) / 17))
     return points
 
 
-# Corners in the unit disc, y pointing down.
+# Corners, y pointing down; within -1 to 1 both ways at every rotation.
 _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "circle": _regular(72, 0.96),
-    "square": _regular(4, 1.2, start=-45.0),
-    "triangle": [(x, y + 0.15) for x, y in _regular(3, 1.12)],
+    "square": _regular(4, 1.15, start=-45.0),
+    "triangle": [(x, y + 0.1) for x, y in _regular(3)],
     "star": _star(),
     "cross": _cross(),
     "heart": _heart(),
