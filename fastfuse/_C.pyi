@@ -1,0 +1,8 @@
+"""What the C++ extension offers (csrc/bindings); absent when it was not built."""
+
+from collections.abc import Callable
+from typing import Any
+
+attention_fwd: Callable[..., Any]
+attention_bwd: Callable[..., Any]
+attention_map: Callable[..., Any]

@@ -1,0 +1,106 @@
+"""The backends, what each can do, and the choice among them.
+
+A backend is a module of this package with
+
+    NAME                                   its public name
+    unavailable() -> str | None            why it can not be used at all on this machine, or None
+    reasons(problem) -> list[str]          why it can not serve this problem; empty when it can
+    <op>(...)                              one function for each op it serves, called with the op's arguments
+
+and nothing more: a new backend is one new file and its name in `_NAMES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache, lru_cache
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from fastfuse.tuning.preference import preference
+
+_NAMES = ("reference", "cpu")
+
+
+class Problem(NamedTuple):
+    """What the choice of a backend depends on."""
+
+    op: str  # the op's name: "attention_fwd", ...
+    device: str  # "cpu", "cuda", ...
+    dtype: torch.dtype
+    head_dims: tuple[int, ...] = ()  # attention: (D, Dv)
+
+
+class BackendStatus(NamedTuple):
+    """One row of `fastfuse.backends()`."""
+
+    name: str
+    usable: bool
+    reason: str  # why it is not usable, "" when it is
+    ops: tuple[str, ...]  # the ops it serves
+
+
+OPS: dict[str, str] = {}  # op name -> its schema; filled by fastfuse.ops as it registers them
+
+
+def check_name(backend: str) -> None:
+    """Raises ValueError unless backend is "auto" or a backend's name."""
+    if backend != "auto" and backend not in _NAMES:
+        raise ValueError(f'backend: expected "auto" or one of {", ".join(_NAMES)}, got {backend!r}')
+
+
+@cache
+def load(name: str) -> ModuleType:
+    """The backend module of that name.
+
+    Raises:
+        ValueError: there is no backend of that name.
+    """
+    check_name(name)
+    return importlib.import_module(f"fastfuse.backends.{name}")
+
+
+def refusals(module: ModuleType, problem: Problem) -> list[str]:
+    """Every reason why this backend can not serve the problem; empty when it can."""
+    missing = module.unavailable()
+    if missing:
+        return [missing]
+    if not hasattr(module, problem.op):
+        return [f"it has no {problem.op}"]
+    return module.reasons(problem)
+
+
+@lru_cache(maxsize=4096)
+def select(problem: Problem, backend: str) -> ModuleType:
+    """The module that serves the problem: the named backend, or for "auto" the first of the preference that can.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        NotImplementedError: the named backend, or each of them, can not serve the problem; with every reason.
+    """
+    names = preference(problem.op, problem.device) if backend == "auto" else (backend,)
+    refused = []
+    for name in names:
+        module = load(name)
+        why = refusals(module, problem)
+        if not why:
+            return module
+        refused += [f"{name}: {reason}" for reason in why]
+    raise NotImplementedError(f"no backend for {_describe(problem)}\n  " + "\n  ".join(refused))
+
+
+def backends() -> list[BackendStatus]:
+    """Each backend: whether it is usable here, why not, and the ops it serves."""
+    rows = []
+    for name in _NAMES:
+        module = load(name)
+        missing = module.unavailable() or ""
+        rows.append(BackendStatus(name, not missing, missing, tuple(op for op in OPS if hasattr(module, op))))
+    return rows
+
+
+def _describe(problem: Problem) -> str:
+    sizes = f", head dims {problem.head_dims}" if problem.head_dims else ""
+    return f"{problem.op} on {problem.device} in {str(problem.dtype).removeprefix('torch.')}{sizes}"

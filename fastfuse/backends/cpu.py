@@ -1,0 +1,42 @@
+"""C++ kernels on the CPU (csrc/cpu): AMX, AVX-512, AVX2 or portable code, chosen at run time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from fastfuse.backends import Problem
+
+try:
+    import fastfuse._C as _C
+
+    _missing = None
+except ImportError as error:
+    _missing = f"the C++ extension is not built ({error})"
+
+NAME = "cpu"
+MAX_HEAD_DIM = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unavailable() -> str | None:
+    return _missing
+
+
+def reasons(problem: Problem) -> list[str]:
+    why = []
+    if problem.device != "cpu":
+        why.append(f"tensors are on {problem.device}, it takes cpu")
+    if problem.dtype not in DTYPES:
+        why.append(f"dtype is {problem.dtype}, it takes {', '.join(str(d) for d in DTYPES)}")
+    if any(n > MAX_HEAD_DIM for n in problem.head_dims):
+        why.append(f"head dims are {problem.head_dims}, it takes up to {MAX_HEAD_DIM}")
+    return why
+
+
+if _missing is None:
+    attention_fwd = _C.attention_fwd
+    attention_bwd = _C.attention_bwd
+    attention_map = _C.attention_map

@@ -1,0 +1,1 @@
+"""The registered ops: schema, shape function, choice of backend, autograd."""

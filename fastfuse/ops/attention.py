@@ -1,0 +1,173 @@
+"""The attention ops: forward, backward and map, and their autograd.
+
+Forward saves its inputs, out and lse_pair, the same on every backend, so that one backend's forward pairs with
+another's backward. lse_pair (2, B, H, Sq) is the log-sum-exp in float32, natural log, and what that rounding left out:
+exp(s - lse) with one float32 would be off by 2^-24 |lse|, far more than eager PyTorch is. Double backward goes through
+the dense formula.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastfuse import reference
+from fastfuse.backends import Problem, select
+from fastfuse.ops.registry import register
+
+
+def _problem(op: str, q: Tensor, Dv: int) -> Problem:
+    return Problem(op, q.device.type, q.dtype, (q.shape[3], Dv))
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lo: Tensor | None,
+    hi: Tensor | None,
+    bias: Tensor | None,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    scale: float,
+    softcap: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    module = select(_problem("attention_fwd", q, v.shape[3]), backend)
+    return module.attention_fwd(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed)
+
+
+def _backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lo: Tensor | None,
+    hi: Tensor | None,
+    bias: Tensor | None,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    out: Tensor,
+    lse_pair: Tensor,
+    scale: float,
+    softcap: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    needs: list[bool],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    module = select(_problem("attention_bwd", q, v.shape[3]), backend)
+    return module.attention_bwd(
+        dout, dlse, q, k, v, lo, hi, bias, sink, gate, out, lse_pair, scale, softcap, dropout_p, seed, needs
+    )
+
+
+def _map(
+    q: Tensor,
+    k: Tensor,
+    lo: Tensor | None,
+    hi: Tensor | None,
+    bias: Tensor | None,
+    lse_pair: Tensor,
+    scale: float,
+    softcap: float,
+    mode: str,
+    backend: str,
+) -> Tensor:
+    module = select(_problem("attention_map", q, 0), backend)
+    return module.attention_map(q, k, lo, hi, bias, lse_pair, scale, softcap, mode)
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    B, H, Sq, _D = q.shape
+    lse_dtype = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(B, H, Sq, v.shape[3]), q.new_empty(2, B, H, Sq, dtype=lse_dtype)
+
+
+def _fake_backward(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lo: Tensor | None,
+    hi: Tensor | None,
+    bias: Tensor | None,
+    sink: Tensor | None,
+    gate: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    needs = rest[-2]
+    inputs = (q, k, v, bias, sink, gate)
+    return tuple(
+        q.new_empty(0) if t is None or not need else t.new_empty(t.shape) for t, need in zip(inputs, needs, strict=True)
+    )
+
+
+def _fake_map(q: Tensor, k: Tensor, lo: Any, hi: Any, bias: Any, lse_pair: Tensor, *rest: Any) -> Tensor:
+    mode = rest[-2]
+    B, H, Sq, _D = q.shape
+    Sk = k.shape[2]
+    return lse_pair.new_empty({"full": (B, H, Sq, Sk), "mean": (B, Sq, Sk), "keys": (B, Sk)}[mode])
+
+
+_MASK = "Tensor? lo, Tensor? hi, Tensor? bias"
+_OPTIONS = "float scale, float softcap, float dropout_p, Tensor? seed"
+register(
+    f"attention_fwd(Tensor q, Tensor k, Tensor v, {_MASK}, Tensor? sink, Tensor? gate, {_OPTIONS}, str backend)"
+    " -> (Tensor out, Tensor lse_pair)",
+    _forward,
+    _fake_forward,
+)
+register(
+    f"attention_bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, {_MASK}, Tensor? sink, Tensor? gate, "
+    f"Tensor out, Tensor lse_pair, {_OPTIONS}, bool[] needs, str backend)"
+    " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dbias, Tensor dsink, Tensor dgate)",
+    _backward,
+    _fake_backward,
+)
+register(
+    f"attention_map(Tensor q, Tensor k, {_MASK}, Tensor lse_pair, float scale, float softcap, str mode, str backend)"
+    " -> Tensor",
+    _map,
+    _fake_map,
+)
+
+
+class Attention(torch.autograd.Function):
+    """(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed, backend) -> (out, lse_pair)."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return torch.ops.fastfuse.attention_fwd(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed, ctx.backend = inputs
+        ctx.scale, ctx.softcap, ctx.dropout_p = scale, softcap, dropout_p
+        ctx.save_for_backward(q, k, v, lo, hi, bias, sink, gate, seed, *output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse_pair: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, lo, hi, bias, sink, gate, seed, out, lse_pair = ctx.saved_tensors
+        needs = [ctx.needs_input_grad[i] for i in (0, 1, 2, 5, 6, 7)]
+        if dout is None and dlse_pair is None:
+            return (None,) * 13
+        scale, softcap, dropout_p = ctx.scale, ctx.softcap, ctx.dropout_p
+        dlse = None if dlse_pair is None else dlse_pair[0]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph: differentiated once more
+            inputs = (q, k, v, bias, sink, gate)
+            grads = reference.attention_grads(dout, dlse, inputs, needs, lo, hi, scale, softcap, dropout_p, seed)
+        else:
+            dout = torch.zeros_like(out) if dout is None else dout
+            saved = (q, k, v, lo, hi, bias, sink, gate, out, lse_pair)
+            options = (scale, softcap, dropout_p, seed, needs, ctx.backend)
+            grads = torch.ops.fastfuse.attention_bwd(dout, dlse, *saved, *options)
+        dq, dk, dv, dbias, dsink, dgate = (g if need else None for g, need in zip(grads, needs, strict=True))
+        return dq, dk, dv, None, None, dbias, dsink, dgate, None, None, None, None, None

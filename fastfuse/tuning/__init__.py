@@ -1,0 +1,1 @@
+"""Measured rules: which backend is fastest where."""
