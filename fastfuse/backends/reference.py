@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 NAME = "reference"
 
+pair_softmax_fwd = reference.pair_softmax_fwd
+pair_softmax_bwd = reference.pair_softmax_bwd
+pair_sigmoid = reference.pair_sigmoid
+similarity_topk = reference.similarity_topk
+retrieval_ranks = reference.retrieval_ranks
+
 
 def unavailable() -> str | None:
     return None
