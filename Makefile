@@ -3,9 +3,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
-PYTEST := $(BIN)/python -m pytest
 
-.PHONY: setup build test lint format clean
+.PHONY: setup build test lint bench bench-compare format clean
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -23,7 +22,13 @@ build: .venv/built
 	touch $@
 
 test: build
-	$(PYTEST) -n 2 --durations=15
+	$(BIN)/python -m pytest -n 2 -p no:benchmark --durations=15
+
+bench: build
+	$(BIN)/python -m bench
+
+bench-compare: build
+	$(BIN)/python -m bench compare
 
 lint: setup
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_clib import build_clib
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 CPU = Path("csrc/cpu")
@@ -110,7 +111,8 @@ class NinjaBuildClib(build_clib):
                     )
                 ninja.build([str(Path(self.build_clib, f"lib{name}.a"))], "ar", list(objects))
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-        subprocess.run([Path(BIN_DIR, "ninja"), "-f", objects_dir / "build.ninja", *jobs], check=True)
+        if subprocess.run([Path(BIN_DIR, "ninja"), "-f", objects_dir / "build.ninja", *jobs], check=False).returncode:
+            raise CompileError("the CPU kernels did not compile, see above")
 
 
 def extension_arguments() -> dict:
@@ -157,7 +159,7 @@ def main() -> None:
             "fastfuse.kernels",
         ],
         package_dir={"fastfuse.kernels": "kernels"},
-        package_data={"fastfuse": ["py.typed"]},
+        package_data={"fastfuse": ["py.typed", "*.pyi"]},
         **arguments,
     )
 
