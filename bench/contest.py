@@ -1,0 +1,96 @@
+"""One case, every contender: results are checked, memory is measured, then all are timed in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from budget import assert_within_budget
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from bench.machine import bytes_ceiling, flops_ceiling, peak_mib
+from bench.results import Row
+from fastfuse.backends import Problem, backends, load, refusals, select
+
+Call = Callable[[], Sequence[Tensor]]
+BUDGET = 1.0  # seconds of timing for a case
+ROUNDS = (3, 40)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A case as the contenders see it."""
+
+    group: str  # what is compared: "attention fwd", ...
+    label: str  # the sizes
+    dtype: torch.dtype
+    flops: float  # operations that the result needs
+    bytes: float  # bytes that have to be read and written
+    contenders: dict[str, Call]  # by name, fastfuse's own first; each returns its results in one order
+    truth: Call  # the results in float64
+    eager: str  # the contender whose error is the measure of the others'
+
+    def floor_seconds(self) -> float:
+        """The time that this machine's own ceilings allow."""
+        return max(self.flops / flops_ceiling(self.dtype), self.bytes / bytes_ceiling())
+
+
+def our_backends(op: str, dtype: torch.dtype, head_dims: tuple[int, ...] = ()) -> list[str]:
+    """Names of our backends that serve this op on this machine, the one that "auto" takes first."""
+    problem = Problem(op, "cpu", dtype, head_dims)
+    chosen = select(problem, "auto").NAME
+    others = [status.name for status in backends() if not refusals(load(status.name), problem)]
+    return [chosen, *(name for name in others if name != chosen)]
+
+
+def run(contest: Contest, benchmark: BenchmarkFixture) -> None:
+    """Fills the benchmark: its own rounds are our time, `extra_info` has everybody's."""
+    refused = _wrong(contest)
+    ours, *_ = contest.contenders
+    assert ours not in refused, f"{ours} is wrong: {refused[ours]}"
+    racers = {name: call for name, call in contest.contenders.items() if name not in refused}
+    memory = {name: peak_mib(call) for name, call in racers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in racers if name != ours}
+
+    def peers_turn() -> None:
+        for name, times in seconds.items():
+            start = time.perf_counter()
+            racers[name]()
+            times.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    peers_turn(), racers[ours]()
+    rounds = int(BUDGET / (time.perf_counter() - start))
+    for times in seconds.values():
+        times.clear()
+    benchmark.pedantic(racers[ours], setup=peers_turn, rounds=min(max(rounds, ROUNDS[0]), ROUNDS[1]))
+    medians = {ours: benchmark.stats.stats.median} | {name: statistics.median(t) for name, t in seconds.items()}
+    row = Row(
+        group=contest.group,
+        label=contest.label,
+        dtype=str(contest.dtype).removeprefix("torch."),
+        seconds=medians,
+        peak_mib=memory,
+        ceiling_share=contest.floor_seconds() / medians[ours],
+        refused=refused,
+    )
+    benchmark.group = contest.group
+    benchmark.extra_info.update(asdict(row))
+
+
+def _wrong(contest: Contest) -> dict[str, str]:
+    """Contenders that can not do the case or do it wrong, with the reason."""
+    truth = contest.truth()
+    eager = contest.contenders[contest.eager]()
+    refused = {}
+    for name, call in contest.contenders.items():
+        try:
+            for i, trio in enumerate(zip(call(), truth, eager, strict=True)):
+                assert_within_budget(f"result {i}", *trio, contest.dtype)
+        except (AssertionError, NotImplementedError, RuntimeError) as error:
+            refused[name] = str(error).splitlines()[0]
+    return refused

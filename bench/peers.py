@@ -1,0 +1,78 @@
+"""What others offer for the same job. A peer that can not do a case raises, and the report says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import flex_attention as flex
+
+import fastfuse as ff
+
+
+def sdpa(mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """mask: bool, False hides, broadcastable to (B, H, Sq, Sk)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def clip_dense(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """As open_clip's ClipLoss: both directions from one matrix of logits."""
+    logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits.float(), labels) + F.cross_entropy(logits.float().T, labels)) / 2
+
+
+def info_nce_dense(query: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+    """One direction of clip_dense."""
+    logits = scale * F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T
+    return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
+
+
+def siglip_dense(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """As open_clip's SigLipLoss."""
+    logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T + bias
+    signs = 2 * torch.eye(len(logits), device=logits.device, dtype=logits.dtype) - 1
+    return -F.logsigmoid(signs * logits).float().sum() / len(logits)
+
+
+def nt_xent_dense(z1: Tensor, z2: Tensor, scale: Tensor) -> Tensor:
+    """SimCLR's loss: each row's positive is the other view, the row itself leaves the denominator."""
+    z, n = F.normalize(torch.cat([z1, z2]), dim=-1), len(z1)
+    logits = (scale * z @ z.T).float().fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(2 * n, device=z.device).roll(n))
+
+
+def topk_dense(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    scores, indices = (F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T).float().topk(k, dim=-1)
+    return scores, indices
+
+
+def topk_chunked(queries: Tensor, keys: Tensor, k: int, rows: int = 1024) -> tuple[Tensor, Tensor]:
+    """The usual way out of the memory of the whole matrix."""
+    keys = F.normalize(keys, dim=-1).T
+    parts = [(F.normalize(chunk, dim=-1) @ keys).float().topk(k, dim=-1) for chunk in queries.split(rows)]
+    return torch.cat([scores for scores, _ in parts]), torch.cat([indices for _, indices in parts])
+
+
+def flex_attention(span: ff.KeySpan, q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """FlexAttention, compiled, with a block mask of the span; it has no backward on the CPU."""
+    lo, hi = (end.expand(len(q), q.shape[2]).contiguous() for end in (span.lo, span.hi))
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (lo[b, i] <= j) & (j < hi[b, i])
+
+    blocks = flex.create_block_mask(visible, len(q), None, q.shape[2], k.shape[2], device=q.device.type)
+    return lambda q, k, v: _compiled_flex()(q, k, v, block_mask=blocks)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(flex.flex_attention)
+
+
+def ranks_dense(queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:
+    scores = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T
+    return (scores > scores.gather(1, positives[:, None])).sum(1)
