@@ -6,6 +6,7 @@ s = softcap(scale q k^T) + bias, inside the span;  p = softmax(s) with the sink;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -150,16 +151,16 @@ def scaled_dot_product_attention(
         if enable_gqa:  # the head counts differ: only what stands before them broadcasts
             batch = torch.broadcast_shapes(*(t.shape[:-3] for t in given.values()))
             lead = (*batch, query.shape[-3])
-            q, k, v = (t.expand(*batch, *t.shape[-3:]).reshape(-1, *t.shape[-3:]) for t in given.values())
+            q, k, v = (t.expand(*batch, *t.shape[-3:]).reshape(prod(batch), *t.shape[-3:]) for t in given.values())
         else:
             lead = torch.broadcast_shapes(*(t.shape[:-2] for t in given.values()))
-            heads = lead[-1] if lead else 1
-            q, k, v = (t.expand(*lead, *t.shape[-2:]).reshape(-1, heads, *t.shape[-2:]) for t in given.values())
+            flat = (prod(lead[:-1]), lead[-1] if lead else 1)
+            q, k, v = (t.expand(*lead, *t.shape[-2:]).reshape(*flat, *t.shape[-2:]) for t in given.values())
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in given.items())
         raise ValueError(f"query, key, value: leading dimensions do not broadcast, got {shapes}") from None
     if attn_mask is not None and len(lead) > 2 and attn_mask.dim() > 2:
-        attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-2:]).reshape(-1, lead[-1], *attn_mask.shape[-2:])
+        attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-2:]).reshape(q.shape[0], lead[-1], *attn_mask.shape[-2:])
     span = None
     if is_causal:
         hi = torch.arange(1, q.shape[2] + 1, dtype=torch.int32, device=q.device)[None]

@@ -111,7 +111,7 @@ class KeySpan:
             raise TypeError(f"mask: expected bool, got {mask.dtype}")
         if mask.dim() not in (2, 3):
             raise ValueError(f"mask: expected shape (Sq, Sk) or (B, Sq, Sk), got {tuple(mask.shape)}")
-        mask = mask.reshape(-1, *mask.shape[-2:])
+        mask = mask if mask.dim() == 3 else mask[None]
         key = torch.arange(mask.shape[-1], dtype=torch.int32, device=mask.device)
         count = mask.sum(-1, dtype=torch.int32)
         if mask.shape[-1] == 0:

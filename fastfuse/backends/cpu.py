@@ -40,3 +40,24 @@ if _missing is None:
     attention_fwd = _C.attention_fwd
     attention_bwd = _C.attention_bwd
     attention_map = _C.attention_map
+
+
+def isas() -> tuple[str, ...]:
+    """The instruction sets that this machine can run, slowest first: portable, avx2, avx512, amx."""
+    return tuple(_C.cpu_isas())
+
+
+def isa() -> str:
+    """The instruction set in use: the best that the machine has, or what FASTFUSE_CPU_ISA or `set_isa` capped it to."""
+    return _C.cpu_isa()
+
+
+def set_isa(name: str) -> None:
+    """Use another instruction set from now on, in every thread.
+
+    Raises:
+        ValueError: the machine does not have it.
+    """
+    if name not in isas():
+        raise ValueError(f"name: expected one of {', '.join(isas())} on this machine, got {name!r}")
+    _C.set_cpu_isa(name)

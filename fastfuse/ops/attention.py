@@ -166,6 +166,7 @@ class Attention(torch.autograd.Function):
             grads = reference.attention_grads(dout, dlse, inputs, needs, lo, hi, scale, softcap, dropout_p, seed)
         else:
             dout = torch.zeros_like(out) if dout is None else dout
+            dout = dout if dout.stride(3) == 1 else dout.contiguous()  # a sum's gradient has stride 0
             saved = (q, k, v, lo, hi, bias, sink, gate, out, lse_pair)
             options = (scale, softcap, dropout_p, seed, needs, ctx.backend)
             grads = torch.ops.fastfuse.attention_bwd(dout, dlse, *saved, *options)

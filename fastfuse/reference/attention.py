@@ -8,14 +8,31 @@ out = tanh(gate) (p * keep / (1 - dropout_p)) v
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastfuse.reference.dropout import dropout_mask
 
+P, R = ParamSpec("P"), TypeVar("R")
 
+
+def _without_autocast(f: Callable[P, R]) -> Callable[P, R]:
+    """Autocast has already chosen the dtype of what comes in; it must not lower the precision inside."""
+
+    @wraps(f)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(t.device.type for t in args if isinstance(t, Tensor))
+        with torch.autocast(device, enabled=False):
+            return f(*args, **kwargs)
+
+    return wrapped
+
+
+@_without_autocast
 def attention(
     q: Tensor,  # (B, H, Sq, D)
     k: Tensor,  # (B, Hk, Sk, D)
@@ -48,6 +65,7 @@ def attention(
     return out.to(q.dtype), lse_pair
 
 
+@_without_autocast
 def attention_bwd(
     dout: Tensor,  # (B, H, Sq, Dv)
     dlse: Tensor | None,  # (B, H, Sq)
@@ -104,6 +122,7 @@ def attention_bwd(
     return grads
 
 
+@_without_autocast
 def attention_map(
     q: Tensor,  # (B, H, Sq, D)
     k: Tensor,  # (B, Hk, Sk, D)

@@ -1,0 +1,56 @@
+"""Which backends the tests can run here: each usable one, and the cpu backend once for each instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+import fastfuse as ff
+from fastfuse.backends import cpu
+
+
+@dataclass(frozen=True)
+class Platform:
+    backend: str
+    device: str
+    dtypes: tuple[torch.dtype, ...]
+    isa: str | None = None  # of the cpu backend
+
+    def __str__(self) -> str:
+        return self.backend if self.isa is None else f"{self.backend}-{self.isa}"
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it, the backend runs as this platform says."""
+        if self.isa is None:
+            yield
+            return
+        before = cpu.isa()
+        cpu.set_isa(self.isa)
+        try:
+            yield
+        finally:
+            cpu.set_isa(before)
+
+
+_HALVES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _platforms() -> list[Platform]:
+    found = [Platform("reference", "cpu", _HALVES)]
+    if cpu.unavailable() is None:
+        found += [Platform("cpu", "cpu", _HALVES, isa) for isa in cpu.isas()]
+    return found
+
+
+PLATFORMS = _platforms()
+USABLE = {row.name for row in ff.backends() if row.usable}
+EVERYWHERE = [(platform, dtype) for platform in PLATFORMS for dtype in platform.dtypes]
+
+
+def name(value: object) -> str:
+    """A test id: "cpu-avx2", "bfloat16", a case's name."""
+    return str(value).removeprefix("torch.")

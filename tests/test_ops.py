@@ -1,0 +1,142 @@
+"""The attention ops as PyTorch sees them: compile, export, autocast, opcheck, higher derivatives, torch.func."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from platforms import USABLE
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import fastfuse as ff
+
+BACKENDS = [name for name in ("reference", "cpu") if name in USABLE]
+
+
+def leaves(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """q, k, v, bias, sink, gate of a small problem with every option."""
+    shapes = [(2, 4, 3, 8), (2, 2, 5, 8), (2, 2, 5, 16), (1, 4, 1, 5), (4,), ()]
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def call(*args: Tensor, backend: str = "auto", **options: Any) -> tuple[Tensor, Tensor]:
+    q, k, v, bias, sink, gate = args
+    span = ff.KeySpan.causal(3, 5) & ff.KeySpan.lengths(torch.tensor([4, 2]))
+    options = {"softcap": 5.0, "dropout_p": 0.2, "seed": 7} | options
+    got = ff.cross_attention(
+        q, k, v, span=span, bias=bias, sink=sink, gate=gate, return_lse=True, backend=backend, **options
+    )
+    assert isinstance(got, ff.AttentionOutput)
+    assert got.lse is not None
+    return got.out, got.lse
+
+
+def test_gradcheck_and_gradgradcheck() -> None:
+    shapes = [(1, 2, 2, 2), (1, 1, 3, 2), (1, 1, 3, 3), (1, 2, 1, 3), (2,), ()]
+    x = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def small(*x: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v, bias, sink, gate = x
+        options = {"span": ff.KeySpan.causal(2, 3), "softcap": 5.0, "dropout_p": 0.2, "seed": 7}
+        got = ff.cross_attention(q, k, v, bias=bias, sink=sink, gate=gate, return_lse=True, **options)
+        return got.out, got.lse
+
+    assert gradcheck(small, x, check_forward_ad=True)
+    assert gradgradcheck(small, x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_double_backward_of_every_backend(backend: str) -> None:
+    def second(backend: str) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        x = leaves()
+        grads = torch.autograd.grad(call(*x, backend=backend)[0].sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), x)
+
+    for ours, truth in zip(second(backend), second("reference"), strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend: str) -> None:
+    q, k, v, bias, sink, gate = leaves()
+    lo, hi = torch.tensor([[0, 1, 2]], dtype=torch.int32), torch.tensor([[4], [2]], dtype=torch.int32)
+    gate = gate.detach().expand(4).contiguous().requires_grad_()
+    options = (0.3, 5.0, 0.2, torch.tensor(7))
+    ops = torch.ops.fastfuse
+    torch.library.opcheck(ops.attention_fwd.default, (q, k, v, lo, hi, bias, sink, gate, *options, backend))
+    out, lse_pair = ops.attention_fwd(q, k, v, lo, hi, bias, sink, gate, *options, backend)
+    saved = [t.detach() for t in (q, k, v, lo, hi, bias, sink, gate, out, lse_pair)]
+    needs = [True, True, False, True, True, True]
+    dout, dlse = torch.randn_like(saved[-2]), torch.randn_like(saved[-1][0])
+    torch.library.opcheck(ops.attention_bwd.default, (dout, dlse, *saved, *options, needs, backend))
+    for mode in ("full", "mean", "keys"):
+        torch.library.opcheck(ops.attention_map.default, (*saved[:2], *saved[3:6], saved[-1], 0.3, 5.0, mode, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_without_a_graph_break(backend: str) -> None:
+    def step(*args: Tensor) -> tuple[Tensor, ...]:
+        out, lse = call(*args, backend=backend)
+        received = ff.cross_attention(*args[:3], return_map="keys", backend=backend)
+        assert isinstance(received, ff.AttentionOutput)
+        assert received.map is not None
+        return out.sin().sum() + lse.sum(), received.map
+
+    x = leaves()
+    eager, compiled = step(*x), torch.compile(step, fullgraph=True, backend="aot_eager")(*x)
+    for ours, truth in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(ours, truth)
+    grads = (torch.autograd.grad(loss[0], x) for loss in (compiled, eager))
+    for ours, truth in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
+def test_exports_with_a_span_as_input() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, span: ff.KeySpan) -> Tensor:
+            out = ff.cross_attention(q, k, v, span=span)
+            assert isinstance(out, Tensor)
+            return out
+
+    q, k, v = (torch.randn(2, 2, 4, 8) for _ in range(3))
+    span = ff.KeySpan.causal(4, 4)
+    exported = torch.export.export(Model(), (q, k, v, span)).module()
+    other = ff.KeySpan.window(4, 4, 1, 0)
+    torch.testing.assert_close(exported(q, k, v, other), ff.cross_attention(q, k, v, span=other))
+
+
+def test_autocast_casts_the_features() -> None:
+    x = leaves()
+    with torch.autocast("cpu", torch.bfloat16):
+        out, lse = call(*x)
+    assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+    grads = torch.autograd.grad(out.float().sum(), x)
+    assert [g.dtype for g in grads] == [torch.float32] * len(x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_torch_func(backend: str) -> None:
+    x = [t.detach() for t in leaves()]
+    rest = x[1:]
+    f = lambda q: call(q, *rest, backend=backend)[0]  # noqa: E731
+    tangent = torch.randn_like(x[0])
+    value, ours = torch.func.jvp(f, (x[0],), (tangent,))
+    torch.testing.assert_close(value, f(x[0]))
+    weight = torch.randn_like(value)
+    gradient = torch.func.grad(lambda q: (f(q) * weight).sum())(x[0])
+    torch.testing.assert_close((ours * weight).sum(), (gradient * tangent).sum())
+    pulled = torch.func.vmap(lambda scaled: f(x[0] * scaled))(torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(pulled[1], f(x[0] * 0.5))
+
+
+def test_dropout_seed_is_drawn_from_torchs_generator() -> None:
+    q = torch.randn(1, 2, 20, 8)
+    runs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        runs.append(ff.cross_attention(q, q, q, dropout_p=0.5))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
