@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fastfuse.reference.dropout import dropout_mask
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _without_autocast(f: Callable[P, R]) -> Callable[P, R]:
