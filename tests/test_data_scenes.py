@@ -1,5 +1,7 @@
 """Scenes: the grammar and its inverse, legible pictures, and a split that keeps its promise."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastfuse.data import Scenes
 from fastfuse.data.grammar import AXES, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing, describe, parse
-from fastfuse.data.scenes import HELDOUT_PAIRS, TRAIN_PAIRS
+from fastfuse.data.scenes import ALL_LOOKS, HELDOUT_LOOKS, TRAIN_LOOKS
 
 
 @st.composite
@@ -47,17 +49,22 @@ def test_what_is_no_sentence_of_the_grammar_parses_to_none(nonsense):
     assert parse(nonsense) is None
 
 
-def pairs(scene):
-    return {(thing.colour, thing.shape) for thing in scene.things}
+def looks(caption):
+    return {(thing.colour, thing.shape, thing.texture) for thing in parse(caption).things}
 
 
-def test_heldout_pairs_never_occur_in_training_and_always_in_heldout():
-    assert {c for c, _ in TRAIN_PAIRS} == set(COLOURS)
-    assert {s for _, s in TRAIN_PAIRS} == set(SHAPES)
+def test_heldout_looks_never_occur_in_training_and_always_in_heldout():
     train, heldout = Scenes("train", size=2000), Scenes("heldout", size=2000)
     for i in range(2000):
-        assert not pairs(parse(train.captions(i, epoch=i % 3)[0])) & set(HELDOUT_PAIRS)
-        assert pairs(parse(heldout.captions(i)[0])) & set(HELDOUT_PAIRS)
+        assert not looks(train.captions(i, epoch=i % 3)[0]) & set(HELDOUT_LOOKS)
+        assert looks(heldout.captions(i)[0]) & set(HELDOUT_LOOKS)
+
+
+def test_training_shows_every_two_of_a_heldout_look_together():
+    assert len(ALL_LOOKS) == 108
+    assert len(HELDOUT_LOOKS) == 18
+    for kept in itertools.combinations(range(3), 2):
+        assert {tuple(look[i] for i in kept) for look in TRAIN_LOOKS} == {tuple(x[i] for i in kept) for x in ALL_LOOKS}
 
 
 def test_no_heldout_caption_is_a_training_caption():

@@ -1,12 +1,14 @@
 """Rendered scenes: one to three objects on a plain ground, captioned by a grammar, split by unseen combinations.
 
-No picture of the training split contains a (colour, shape) pair of `HELDOUT_PAIRS`; every picture of the held-out
-split contains at least one. Training shows each colour with five of the six shapes, so a held-out caption can be found
-only by putting together what was learnt apart.
+No picture of the training split contains an object with a (colour, shape, texture) of `HELDOUT_LOOKS`, one sixth of all
+108; every picture of the held-out split contains at least one. Training shows every colour with every shape, every
+shape with every texture and every texture with every colour, but "striped red heart" can be said only by putting
+together what was learnt apart.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from PIL import Image
@@ -18,9 +20,14 @@ from fastfuse.data.sprites import RADIUS, ROTATIONS, ink_mask, shape_mask
 CANVAS = 64  # pixels, square
 COUNT_WEIGHTS = (25, 60, 15)  # how often one, two and three objects are drawn
 
-ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
-HELDOUT_PAIRS = tuple(zip(COLOURS, SHAPES, strict=True))
-TRAIN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELDOUT_PAIRS)
+# (colour, shape, texture); the sum of the three places spreads what is held out evenly over all of them.
+ALL_LOOKS = tuple(itertools.product(COLOURS, SHAPES, TEXTURES))
+HELDOUT_LOOKS = tuple(
+    (COLOURS[i], SHAPES[j], TEXTURES[k])
+    for i, j, k in itertools.product(range(len(COLOURS)), range(len(SHAPES)), range(len(TEXTURES)))
+    if (i + j + k) % 6 == 0
+)
+TRAIN_LOOKS = tuple(look for look in ALL_LOOKS if look not in HELDOUT_LOOKS)
 
 _RGB = {
     "red": (214, 38, 38),
@@ -100,12 +107,11 @@ class Scenes:
 def sample_scene(rng: random.Random, split: Split) -> Scene:
     """A scene that the split allows."""
     count = rng.choices((1, 2, 3), COUNT_WEIGHTS)[0]
-    pairs = [rng.choice(TRAIN_PAIRS if split == "train" else ALL_PAIRS) for _ in range(count)]
+    looks = [rng.choice(TRAIN_LOOKS if split == "train" else ALL_LOOKS) for _ in range(count)]
     if split == "heldout":
-        pairs[rng.randrange(count)] = rng.choice(HELDOUT_PAIRS)
+        looks[rng.randrange(count)] = rng.choice(HELDOUT_LOOKS)
     things = tuple(
-        Thing(colour, shape, size="small" if count == 3 else rng.choice(SIZES), texture=rng.choice(TEXTURES))
-        for colour, shape in pairs
+        Thing(colour, shape, "small" if count == 3 else rng.choice(SIZES), texture) for colour, shape, texture in looks
     )
     return Scene(things, rng.choice(AXES) if count > 1 else None)
 
