@@ -7,6 +7,7 @@ from fastfuse.nn.cross_attention import CrossAttention
 from fastfuse.nn.gated_cross_attention import GatedCrossAttention
 from fastfuse.nn.joint_attention import JointAttention
 from fastfuse.nn.relation_learning import RelationLearning, RelationOutput
+from fastfuse.nn.shared_representation import SharedRepresentation
 
 __all__ = [
     "AttentionPooler",
@@ -17,5 +18,6 @@ __all__ = [
     "KVCache",
     "RelationLearning",
     "RelationOutput",
+    "SharedRepresentation",
     "set_attention",
 ]
