@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fastfuse.data import Scenes
 from fastfuse.data.grammar import AXES, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing, describe, parse
 from fastfuse.data.scenes import ALL_LOOKS, HELDOUT_LOOKS, TRAIN_LOOKS
+from fastfuse.data.sprites import ROTATIONS, ink_mask, shape_mask
 
 
 @st.composite
@@ -139,3 +140,16 @@ def test_wrong_arguments_are_named():
         Scenes(size=0)
     with pytest.raises(IndexError, match="index: 5"):
         Scenes(size=5).example(5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sprites_leave_a_free_border(shape):
+    for size, rotation in itertools.product(SIZES, ROTATIONS):
+        mask = np.asarray(shape_mask(shape, size, rotation))
+        assert mask.max() == 255
+        assert not mask[[0, -1], :].any()
+        assert not mask[:, [0, -1]].any()
+        for texture in TEXTURES[1:]:
+            ink = np.asarray(ink_mask(shape, size, texture, rotation)).astype(int)
+            assert (ink <= mask).all()
+            assert 0.1 < ink.sum() / mask.sum() < 0.6

@@ -104,7 +104,7 @@ def _heart() -> list[tuple[float, float]]:
     for k in range(72):
         t = 2 * math.pi * k / 72
         y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        points.append((15 / 16 * math.sin(t) ** 3, -(y + 2.5) / 17))
+        points.append((0.92 * math.sin(t) ** 3, -(y + 2.5) / 17))
     return points
 
 
