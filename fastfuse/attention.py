@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastfuse import reference, validation
 from fastfuse.backends import check_name
-from fastfuse.ops.attention import Attention
+from fastfuse.ops.attention import Attention, attention_fwd
 from fastfuse.ops.transforms import needs_formula
 from fastfuse.span import KeySpan
 
@@ -103,7 +103,7 @@ def cross_attention(
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         out, lse_pair = Attention.apply(*tensors, *options, backend)
     else:
-        out, lse_pair = torch.ops.fastfuse.attention_fwd(*tensors, *options, backend)
+        out, lse_pair = attention_fwd(*tensors, *options, backend)
     if out.shape[3] != Dv:
         out = out[..., :Dv]
     if not return_lse and return_map is None:

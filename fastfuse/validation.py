@@ -31,21 +31,22 @@ def attention(
     for name, t, sizes in (("q", q, "(B, H, Sq, D)"), ("k", k, "(B, Hk, Sk, D)"), ("v", v, "(B, Hk, Sk, Dv)")):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected a tensor {sizes}, got {type(t).__name__}")
-        if t.dtype not in _FLOATS:
-            raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {t.dtype}")
         if t.dim() != 4:
             raise ValueError(f"{name}: expected shape {sizes}, got {tuple(t.shape)}")
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"q, k, v: expected one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+    if q.dtype not in _FLOATS:
+        raise TypeError(f"q: expected float32, bfloat16, float16 or float64, got {q.dtype}")
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k, v: expected one device, got {q.device}, {k.device} and {v.device}")
     B, H, Sq, D = q.shape
-    _, Hk, Sk, Dv = v.shape
-    if k.shape[0] != B or k.shape[3] != D or D == 0:
+    Bk, Hk, Sk, Dk = k.shape
+    Bv, Hv, Sv, Dv = v.shape
+    if Bk != B or Dk != D or D == 0:
         raise ValueError(
             f"k: expected (B, Hk, Sk, D) with B = {B}, D = {D} >= 1 of q {tuple(q.shape)}, got {tuple(k.shape)}"
         )
-    if v.shape[0] != B or k.shape[1] != Hk or k.shape[2] != Sk or Dv == 0:
+    if Bv != B or Hv != Hk or Sv != Sk or Dv == 0:
         raise ValueError(
             f"v: expected (B, Hk, Sk, Dv >= 1) with the B, Hk, Sk of k {tuple(k.shape)}, got {tuple(v.shape)}"
         )
@@ -61,12 +62,14 @@ def attention(
         _per_head("gate", gate, q, ((), (H,)))
     if scale is not None:
         _finite("scale", scale)
-    _finite("softcap", softcap)
-    if softcap < 0:
-        raise ValueError(f"softcap: expected a number >= 0 (0 is off), got {softcap}")
-    _finite("dropout_p", dropout_p)
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout_p}")
+    if softcap != 0:
+        _finite("softcap", softcap)
+        if softcap < 0:
+            raise ValueError(f"softcap: expected a number >= 0 (0 is off), got {softcap}")
+    if dropout_p != 0:
+        _finite("dropout_p", dropout_p)
+        if not 0 <= dropout_p < 1:
+            raise ValueError(f"dropout_p: expected 0 <= dropout_p < 1, got {dropout_p}")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise TypeError(f"seed: expected an int or None, got {type(seed).__name__}")
     if return_map not in _MAPS:

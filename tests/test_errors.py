@@ -19,7 +19,7 @@ GOOD: dict[str, Any] = {"q": ones(2, 4, 3, 8), "k": ones(2, 2, 5, 8), "v": ones(
 BAD = [
     ({"q": ones(4, 3, 8)}, ValueError, r"q: .*\(4, 3, 8\)"),
     ({"q": [1.0]}, TypeError, "q: .*list"),
-    ({"q": ones(2, 4, 3, 8, dtype=torch.int64)}, TypeError, "q: .*int64"),
+    ({"q": ones(2, 4, 3, 8, dtype=torch.int64)}, TypeError, "q, k, v: .*int64"),
     ({"k": ones(2, 2, 5, 8, dtype=torch.bfloat16)}, TypeError, "q, k, v: .*bfloat16"),
     ({"k": ones(2, 2, 5, 16)}, ValueError, r"k: .*\(2, 4, 3, 8\), got \(2, 2, 5, 16\)"),
     ({"k": ones(3, 2, 5, 8)}, ValueError, r"k: .*\(3, 2, 5, 8\)"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastfuse import reference
 from fastfuse.backends import Problem, select
 from fastfuse.ops.registry import register
+from fastfuse.ops.transforms import is_plain
 
 
 def _problem(op: str, q: Tensor, Dv: int) -> Problem:
@@ -139,12 +140,17 @@ register(
 )
 
 
+def attention_fwd(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """The op `fastfuse::attention_fwd`, without autograd."""
+    return _forward(q, *args) if is_plain(q) else torch.ops.fastfuse.attention_fwd.default(q, *args)
+
+
 class Attention(torch.autograd.Function):
     """(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed, backend) -> (out, lse_pair)."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.fastfuse.attention_fwd(*args)
+        return attention_fwd(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1,17 +1,33 @@
-"""Which calls must go through the dense formula: forward-mode AD and vmap, which a fused op has no rule for."""
+"""How a call reaches its kernel: straight, through the dispatcher, or through the dense formula."""
 
 from __future__ import annotations
 
 import torch
-from torch._C import _functorch
+from torch import Tensor
+from torch._C import _functorch, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def needs_formula() -> bool:
-    """True under `torch.func.jvp`, `vmap` and friends or a dual level; reverse mode (`torch.func.grad`) stays fused."""
+    """True under `torch.func.jvp`, `vmap` and friends or a dual level: a fused op has no rule for them.
+
+    Reverse mode (`torch.func.grad`) stays fused.
+    """
     if torch.compiler.is_compiling():
         return False
     if forward_ad._current_level >= 0:
         return True
     stack = _functorch.get_interpreter_stack()
     return stack is not None and any(level.key() != _functorch.TransformType.Grad for level in stack)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """True when nobody watches the call (tracing, modes, transforms, subclasses): the dispatcher can be skipped."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) in _PLAIN
+        and _len_torch_dispatch_stack() == 0
+        and _functorch.get_interpreter_stack() is None
+    )
