@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ class Preprocess:
         """(B, 3, size, size) float32, normalised, from B RGB images of (size, size), as `fit` gives them."""
         pixels = np.stack([np.asarray(image) for image in images]).transpose(0, 3, 1, 2)
         mean, std = (np.array(t, np.float32).reshape(3, 1, 1) for t in (self.mean, self.std))
-        result = np.empty(pixels.shape, np.float32)
+        result = np.empty(pixels.shape, np.float32)  # NumPy rather than torch: no thread pool to wake for so little
         np.multiply(pixels, 1 / (255 * std), out=result)
         result -= mean / std
         return torch.from_numpy(result)
@@ -110,8 +111,7 @@ class Preprocess:
         return self.batch([self.fit(load_image(source))])[0]
 
 
-_Enhancer = Callable[[Image.Image], ImageEnhance._Enhance]
-_ENHANCERS: dict[Augmentation, tuple[_Enhancer, ...]] = {
+_ENHANCERS: dict[Augmentation, tuple[Callable[[Image.Image], Any], ...]] = {
     "brightness": (ImageEnhance.Brightness, ImageEnhance.Contrast),
     "colour": (ImageEnhance.Color,),
 }
