@@ -1,6 +1,6 @@
 """fastfuse: fused cross-modal attention and contrastive similarity for PyTorch."""
 
-from fastfuse import reference
+from fastfuse import nn, reference
 from fastfuse.attention import (
     AttentionOutput,
     cross_attention,
@@ -26,6 +26,7 @@ __all__ = [
     "joint_attention",
     "linear_cross_entropy",
     "merge_attention",
+    "nn",
     "nt_xent_loss",
     "recall_at_k",
     "reference",
