@@ -19,6 +19,8 @@ from fastfuse.backends import Problem, backends, load, refusals, select
 Call = Callable[[], Sequence[Tensor]]
 BUDGET = 1.0  # seconds of timing for a case
 ROUNDS = (3, 40)
+TOO_SLOW = 10  # times the fastest
+HOPELESS = f"more than {TOO_SLOW} times slower than the fastest"
 
 
 @dataclass(frozen=True)
@@ -48,27 +50,24 @@ def our_backends(op: str, dtype: torch.dtype, head_dims: tuple[int, ...] = ()) -
 
 
 def run(contest: Contest, benchmark: BenchmarkFixture) -> None:
-    """Fills the benchmark: its own rounds are our time, `extra_info` has everybody's."""
-    refused = _wrong(contest)
+    """Fills the benchmark: its own rounds are our time, `extra_info` is the whole row of the report."""
     ours, *_ = contest.contenders
+    refused = _wrong(contest)
     assert ours not in refused, f"{ours} is wrong: {refused[ours]}"
-    racers = {name: call for name, call in contest.contenders.items() if name not in refused}
-    memory = {name: peak_mib(call) for name, call in racers.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in racers if name != ours}
+    memory = {name: peak_mib(call) for name, call in contest.contenders.items() if name not in refused}
+    once = {name: _seconds(contest.contenders[name]) for name in memory}
+    refused |= {
+        name: HOPELESS for name, seconds in once.items() if seconds > TOO_SLOW * min(once.values()) and name != ours
+    }
+    times: dict[str, list[float]] = {name: [] for name in memory if name not in refused and name != ours}
 
     def peers_turn() -> None:
-        for name, times in seconds.items():
-            start = time.perf_counter()
-            racers[name]()
-            times.append(time.perf_counter() - start)
+        for name, seconds in times.items():
+            seconds.append(_seconds(contest.contenders[name]))
 
-    start = time.perf_counter()
-    peers_turn(), racers[ours]()
-    rounds = int(BUDGET / (time.perf_counter() - start))
-    for times in seconds.values():
-        times.clear()
-    benchmark.pedantic(racers[ours], setup=peers_turn, rounds=min(max(rounds, ROUNDS[0]), ROUNDS[1]))
-    medians = {ours: benchmark.stats.stats.median} | {name: statistics.median(t) for name, t in seconds.items()}
+    rounds = int(BUDGET / sum(once[name] for name in [ours, *times]))
+    benchmark.pedantic(contest.contenders[ours], setup=peers_turn, rounds=min(max(rounds, ROUNDS[0]), ROUNDS[1]))
+    medians = {ours: benchmark.stats.stats.median} | {name: statistics.median(all_) for name, all_ in times.items()}
     row = Row(
         group=contest.group,
         label=contest.label,
@@ -80,6 +79,12 @@ def run(contest: Contest, benchmark: BenchmarkFixture) -> None:
     )
     benchmark.group = contest.group
     benchmark.extra_info.update(asdict(row))
+
+
+def _seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _wrong(contest: Contest) -> dict[str, str]:

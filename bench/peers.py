@@ -46,14 +46,14 @@ def nt_xent_dense(z1: Tensor, z2: Tensor, scale: Tensor) -> Tensor:
 
 
 def topk_dense(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    scores, indices = (F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T).float().topk(k, dim=-1)
+    scores, indices = (F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T).topk(k, dim=-1)
     return scores, indices
 
 
 def topk_chunked(queries: Tensor, keys: Tensor, k: int, rows: int = 1024) -> tuple[Tensor, Tensor]:
     """The usual way out of the memory of the whole matrix."""
     keys = F.normalize(keys, dim=-1).T
-    parts = [(F.normalize(chunk, dim=-1) @ keys).float().topk(k, dim=-1) for chunk in queries.split(rows)]
+    parts = [(F.normalize(chunk, dim=-1) @ keys).topk(k, dim=-1) for chunk in queries.split(rows)]
     return torch.cat([scores for scores, _ in parts]), torch.cat([indices for _, indices in parts])
 
 

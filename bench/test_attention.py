@@ -65,7 +65,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], 
 def test_forward(case: AttentionCase, dtype: torch.dtype, benchmark: BenchmarkFixture) -> None:
     inputs = make_inputs(case, dtype)
     others = dense_peers(case, inputs)
-    if inputs.span is not None:
+    if inputs.span is not None and dtype == torch.float32:  # it compiles for seconds
         others["flex"] = peers.flex_attention(inputs.span, inputs.leaves["q"], inputs.leaves["k"])
     contest.run(attention_contest("attention fwd", case, inputs, others, forward), benchmark)
 
