@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -17,11 +18,11 @@ from fastfuse.data.tokenizer import CaptionTokenizer
 
 @dataclass(frozen=True)
 class Batch:
-    """B pictures, each with one of its captions."""
+    """B pictures, each with one or C of its captions."""
 
     images: Tensor  # (B, 3, size, size) float32, normalised
-    tokens: Tensor  # (B, L) int64: <bos> ... <eos>, then <pad>
-    lengths: Tensor  # (B,) int64: tokens before the padding
+    tokens: Tensor  # (B, L) or (B, C, L) int64: <bos> ... <eos>, then <pad>
+    lengths: Tensor  # (B,) or (B, C) int64: tokens before the padding
     ids: Tensor  # (B,) int64: equal where the canonical captions are equal, for contrastive positives
     keys: tuple[str, ...]  # which pictures these are
 
@@ -43,6 +44,7 @@ class TrainingBatches:
         seed: of order, choice of captions, and augmentation.
         augment: vary pictures by the augmentations that their captions survive.
         max_length: captions are cut to this many tokens.
+        captions_per_image: C; with more than one, tokens are (B, C, L). They are different ones where there are enough.
     """
 
     def __init__(
@@ -55,7 +57,10 @@ class TrainingBatches:
         seed: int = 0,
         augment: bool = False,
         max_length: int | None = None,
+        captions_per_image: int = 1,
     ):
+        if captions_per_image < 1:
+            raise ValueError(f"captions_per_image: expected at least 1, got {captions_per_image}")
         if not 1 <= batch_size <= len(dataset):
             raise ValueError(f"batch_size: expected 1 to {len(dataset)} (the dataset's size), got {batch_size}")
         self.dataset = dataset
@@ -65,6 +70,7 @@ class TrainingBatches:
         self.seed = seed
         self.augment = augment
         self.max_length = max_length
+        self.captions_per_image = captions_per_image
         self._order: tuple[int, list[int]] = (-1, [])  # (epoch, its permutation), the last one used
 
     @property
@@ -83,9 +89,13 @@ class TrainingBatches:
             example = self.dataset.example(index, epoch)
             rng = seeded("batches", self.seed, epoch, index)
             examples.append(example)
-            captions.append(rng.choice(example.captions))
+            captions += _choose(rng, example.captions, self.captions_per_image)
             images.append(self.preprocess.augment(example, rng) if self.augment else self.preprocess.fit(example.image))
-        return _collate(examples, images, captions, self.tokenizer, self.preprocess, self.max_length)
+        batch = _collate(examples, images, captions, self.tokenizer, self.preprocess, self.max_length)
+        if self.captions_per_image == 1:
+            return batch
+        shape = (len(examples), self.captions_per_image)
+        return replace(batch, tokens=batch.tokens.unflatten(0, shape), lengths=batch.lengths.unflatten(0, shape))
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:
@@ -110,6 +120,11 @@ def training_captions(dataset: CaptionDataset, limit: int = 20_000) -> Iterable[
     """All captions of the first `limit` examples: what a tokenizer is trained on."""
     for index in range(min(limit, len(dataset))):
         yield from dataset.captions(index)
+
+
+def _choose(rng: random.Random, captions: Sequence[str], count: int) -> list[str]:
+    """Different ones where there are enough."""
+    return rng.sample(captions, count) if len(captions) >= count else rng.choices(captions, k=count)
 
 
 def _collate(

@@ -1,0 +1,105 @@
+"""What a training step and a beam search cost with fused operations and with plain PyTorch, on the same weights.
+
+Times are medians of interleaved repetitions in one process. Peak memory is measured in fresh processes, one for each
+combination: ``python -m fastfuse.training.measure RUN train fused`` prints the growth of its resident set in MiB.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from fastfuse.training.checkpoint import latest_checkpoint
+from fastfuse.training.config import TrainingConfig
+from fastfuse.training.decode import generate
+from fastfuse.training.loop import Trainer
+
+ATTENTIONS = ("eager", "fused")
+WORKS = ("train", "decode")
+BEAMS = 4
+PICTURES = 64  # of a beam search
+
+
+class Cost(NamedTuple):
+    """Of one way to compute."""
+
+    seconds: float  # median
+    peak_mib: float  # growth of the resident set from before the first call to its peak
+
+
+def measure(run: Path, repetitions: int = 5) -> dict[str, dict[str, Cost]]:
+    """{"train": {"eager": .., "fused": ..}, "decode": ..} for the model of a run's last checkpoint."""
+    trainer = _trainer(run)
+    costs: dict[str, dict[str, Cost]] = {}
+    for work in WORKS:
+        call = _work(trainer, work)
+        times: dict[str, list[float]] = {attention: [] for attention in ATTENTIONS}
+        for repetition in range(repetitions + 1):  # the first one warms up
+            for attention in ATTENTIONS:
+                trainer.model.attention = attention
+                start = time.perf_counter()
+                call()
+                if repetition:
+                    times[attention].append(time.perf_counter() - start)
+        costs[work] = {
+            attention: Cost(median(times[attention]), _peak_in_fresh_process(run, work, attention))
+            for attention in ATTENTIONS
+        }
+    return costs
+
+
+def _trainer(run: Path) -> Trainer:
+    folder = latest_checkpoint(run)
+    if folder is None:
+        raise FileNotFoundError(f"run: no complete checkpoint in {run}")
+    return Trainer(TrainingConfig.load(folder / "training.json"), resume=folder)
+
+
+def _work(trainer: Trainer, work: str) -> Callable[[], object]:
+    """A call that does one training step (gradients, no update) or one beam search."""
+    batch = trainer.batches.batch(0)
+    if work == "decode":
+        trainer.model.eval()
+        pictures = batch.images[:PICTURES]
+
+        def search() -> None:
+            with trainer.autocast():
+                generate(trainer.model, pictures, beams=BEAMS)
+
+        return search
+    trainer.model.train()
+
+    def step() -> None:
+        trainer.losses(batch).total.backward()
+        trainer.model.zero_grad()
+
+    return step
+
+
+def _peak_in_fresh_process(run: Path, work: str, attention: str) -> float:
+    command = [sys.executable, "-m", "fastfuse.training.measure", str(run), work, attention]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _peak_mib() -> float:
+    scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def _main(run: str, work: str, attention: str) -> None:
+    trainer = _trainer(Path(run))
+    trainer.model.attention = attention
+    call = _work(trainer, work)
+    before = _peak_mib()
+    call()
+    print(_peak_mib() - before)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
