@@ -39,7 +39,7 @@ class CaptionerConfig:
     stem: str = "conv"  # "conv": 3x3 convolutions that halve until patch_size; "patch": one strided convolution
     image_width: int = 128
     image_heads: int = 4
-    image_layers: int = 3
+    image_layers: int = 2
     text_width: int = 128
     text_heads: int = 4
     text_layers: int = 2  # lower: text only, causal

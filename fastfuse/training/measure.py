@@ -1,7 +1,7 @@
 """What a training step and a beam search cost with fused operations and with plain PyTorch, on the same weights.
 
 Times are medians of interleaved repetitions in one process. Peak memory is measured in fresh processes, one for each
-combination: ``python -m fastfuse.training.measure RUN train fused`` prints the growth of its resident set in MiB.
+combination: ``python -m fastfuse.training.measure RUN train fused`` prints the peak of its resident set in MiB.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Cost(NamedTuple):
     """Of one way to compute."""
 
     seconds: float  # median
-    peak_mib: float  # growth of the resident set from before the first call to its peak
+    peak_mib: float  # resident set of a process that does just this, Python and torch included
 
 
 def measure(run: Path, repetitions: int = 5) -> dict[str, dict[str, Cost]]:
@@ -95,10 +95,8 @@ def _peak_mib() -> float:
 def _main(run: str, work: str, attention: str) -> None:
     trainer = _trainer(Path(run))
     trainer.model.attention = attention
-    call = _work(trainer, work)
-    before = _peak_mib()
-    call()
-    print(_peak_mib() - before)
+    _work(trainer, work)()
+    print(_peak_mib())
 
 
 if __name__ == "__main__":
