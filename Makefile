@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
-.PHONY: setup build test lint bench bench-compare format clean
+.PHONY: setup build test demo lint bench bench-compare format clean
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -23,6 +23,9 @@ build: .venv/built
 
 test: build
 	$(BIN)/python -m pytest -n 2 -p no:benchmark --durations=15
+
+demo: build
+	$(BIN)/python -m fastfuse.demo
 
 bench: build
 	$(BIN)/python -m bench

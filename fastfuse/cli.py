@@ -1,13 +1,38 @@
-"""The command line: `fastfuse info | bench`."""
+"""The command line: `fastfuse info | train | caption | evaluate`."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import click
 
 import fastfuse
 
+_ELSEWHERE = dict.fromkeys(("train", "caption", "evaluate"), "fastfuse.training.commands")
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    """Imports what a command needs when it is asked for: `info` runs where the training libraries are missing."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        try:
+            command: click.Command = getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        except ModuleNotFoundError as error:
+            missing = f"needs {error.name}: pip install 'fastfuse[captioner]'"
+            return click.Command(cmd_name, callback=lambda: _fail(missing), short_help=missing, add_help_option=False)
+        return command
+
+
+def _fail(message: str) -> None:
+    raise click.ClickException(message)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fastfuse.__version__, prog_name="fastfuse")
 def main() -> None:
     """Fused cross-modal attention and contrastive similarity for vision-language models."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,7 @@ from safetensors.torch import load_file
 
 from fastfuse.data import Scenes
 from fastfuse.demo import run_demo
-from fastfuse.training import Trainer, TrainingConfig, evaluate, load_captioner, train
-from fastfuse.training import commands
+from fastfuse.training import Trainer, TrainingConfig, commands, evaluate, load_captioner, train
 from fastfuse.training.checkpoint import latest_checkpoint
 from fastfuse.training.config import autocast_dtype
 from fastfuse.training.logs import read_log
@@ -133,7 +133,7 @@ def test_schedule():
     rates = [learning_rate(step, peak=2.0, warmup_steps=10, steps=100) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert max(rates) == rates[9] == rates[10] == 2.0
-    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert 0 < rates[-1] < 0.01
 
 
@@ -173,7 +173,9 @@ def test_commands(run, tmp_path):
     picture = tmp_path / "scene.png"
     Scenes("heldout").example(0).image.save(picture)
     maps = tmp_path / "maps"
-    result = runner.invoke(commands.caption, [str(picture), "--model", str(run), "--heatmap", str(maps), "--beams", "2"])
+    result = runner.invoke(
+        commands.caption, [str(picture), "--model", str(run), "--heatmap", str(maps), "--beams", "2"]
+    )
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"{picture}: ")
     assert (maps / "scene.png").is_file()

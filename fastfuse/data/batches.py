@@ -44,7 +44,8 @@ class TrainingBatches:
         seed: of order, choice of captions, and augmentation.
         augment: vary pictures by the augmentations that their captions survive.
         max_length: captions are cut to this many tokens.
-        captions_per_image: C; with more than one, tokens are (B, C, L). They are different ones where there are enough.
+        captions_per_image: C. One is a random one. Of more, tokens (B, C, L), the first is the canonical one and the
+            others are different random ones, repeated where there are not enough.
     """
 
     def __init__(
@@ -123,8 +124,11 @@ def training_captions(dataset: CaptionDataset, limit: int = 20_000) -> Iterable[
 
 
 def _choose(rng: random.Random, captions: Sequence[str], count: int) -> list[str]:
-    """Different ones where there are enough."""
-    return rng.sample(captions, count) if len(captions) >= count else rng.choices(captions, k=count)
+    if count == 1:
+        return [rng.choice(captions)]
+    first, others = captions[0], captions[1:] or captions
+    more = count - 1
+    return [first, *(rng.sample(others, more) if len(others) >= more else rng.choices(others, k=more))]
 
 
 def _collate(

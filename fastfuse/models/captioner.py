@@ -74,27 +74,38 @@ class CaptionerConfig:
         return cls(vocab_size=vocab_size, **{**PRESETS[name], **changes})
 
 
-def _sizes(image_width: int, image_layers: int, text_width: int, text_layers: int, **rest: Any) -> dict[str, Any]:
-    """A preset in CoCa's manner: heads of 64, as many lower as upper text layers, 256 pooled tokens."""
-    return dict(
-        image_width=image_width, image_heads=image_width // 64, image_layers=image_layers,
-        text_width=text_width, text_heads=text_width // 64, text_layers=text_layers, fusion_layers=text_layers,
-        embed_dim=text_width, image_size=224, stem="patch", max_length=77, caption_queries=256, **rest,
-    )  # fmt: skip
+def _coca(image_width: int, image_layers: int, text_width: int, text_layers: int, **rest: Any) -> dict[str, Any]:
+    """CoCa's proportions: heads of 64, as many lower as upper text layers, 256 pooled tokens."""
+    sizes = {"image_width": image_width, "image_heads": image_width // 64, "image_layers": image_layers}
+    sizes |= {"text_width": text_width, "text_heads": text_width // 64, "embed_dim": text_width}
+    sizes |= {"text_layers": text_layers, "fusion_layers": text_layers, "caption_queries": 256}
+    return {**sizes, "image_size": 224, "stem": "patch", "max_length": 77, **rest}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(
-        image_size=32, image_width=32, image_heads=2, image_layers=1, text_width=32, text_heads=2, text_layers=1,
-        fusion_layers=2, embed_dim=16,
-    ),  # fmt: skip
-    "demo": dict(),
-    "small": dict(
-        image_size=128, image_width=256, image_heads=4, image_layers=6, text_width=256, text_heads=4, text_layers=3,
-        fusion_layers=3, embed_dim=256,
-    ),  # fmt: skip
-    "coca-base": _sizes(768, 12, 512, 6, patch_size=32),
-    "coca-large": _sizes(1024, 24, 768, 12, patch_size=14, tie_embeddings=False),
+    "tiny": {
+        "image_size": 32,
+        "image_width": 32,
+        "image_heads": 2,
+        "image_layers": 1,
+        "text_width": 32,
+        "text_heads": 2,
+        "text_layers": 1,
+        "fusion_layers": 2,
+        "embed_dim": 16,
+    },
+    "demo": {},
+    "small": {
+        "image_size": 128,
+        "image_width": 256,
+        "image_layers": 6,
+        "text_width": 256,
+        "text_layers": 3,
+        "fusion_layers": 3,
+        "embed_dim": 256,
+    },
+    "coca-base": _coca(768, 12, 512, 6, patch_size=32),
+    "coca-large": _coca(1024, 24, 768, 12, patch_size=14, tie_embeddings=False),
 }
 
 
@@ -131,6 +142,7 @@ class ImageLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm_attention(x))
         return x + self.mlp(self.norm_mlp(x))
+
 
 class TextLayer(nn.Module):
     """Pre-norm causal layer over words (N, S, W); with ``fuses`` it also cross-attends to the image."""
@@ -292,7 +304,8 @@ class Captioner(nn.Module):
 
     def project_image(self, context: Tensor) -> list[ContextKV]:
         """Every upper layer's keys and values of the pictures, (B, H, Si, D) each, in one product."""
-        return ContextKV.project(context, [layer.image_attention for layer in self.fusion_layers])
+        layers = [layer.image_attention for layer in self.fusion_layers if isinstance(layer, TextLayer)]
+        return ContextKV.project(context, layers)
 
     def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(N, S) tokens -> states (N, S, text_width) and the text feature (N, embed_dim), read at the last word."""
@@ -302,7 +315,9 @@ class Captioner(nn.Module):
         rows = torch.arange(len(tokens), device=tokens.device)
         return hidden, self.text_projection(self.text_norm(hidden[rows, last]))
 
-    def lower(self, tokens: Tensor, span: KeySpan | None, caches: list[KVCache] | None = None, start: int = 0) -> Tensor:
+    def lower(
+        self, tokens: Tensor, span: KeySpan | None, caches: list[KVCache] | None = None, start: int = 0
+    ) -> Tensor:
         """The text-only layers: (N, S) tokens whose first stands at position ``start`` -> (N, S, text_width)."""
         x = self.word_embedding(tokens) + self.word_positions[start : start + tokens.shape[1]]
         for i, layer in enumerate(self.text_layers):
@@ -322,9 +337,7 @@ class Captioner(nn.Module):
             hidden = layer(hidden, span, None if caches is None else caches[i], image[i], maps)
         return self.caption_norm(hidden)
 
-    def next_word(
-        self, tokens: Tensor, position: int, image: list[ContextKV], caches: list[KVCache]
-    ) -> Tensor:
+    def next_word(self, tokens: Tensor, position: int, image: list[ContextKV], caches: list[KVCache]) -> Tensor:
         """One step of decoding: the words (N, 1) at ``position`` -> logits (N, vocab_size) of the words after them.
 
         ``caches`` (one for each text layer, lower ones first) hold what came before, and take these words in.

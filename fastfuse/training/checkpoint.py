@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fastfuse.data import CaptionTokenizer
 from fastfuse.models import Captioner, CaptionerConfig
+from fastfuse.nn.core import Attention
 from fastfuse.training.config import TrainingConfig
 
 KEPT = 2  # checkpoints of a run; older ones are deleted
@@ -76,7 +77,7 @@ def latest_checkpoint(out: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load_captioner(out: Path, attention: str = "fused", device: torch.device | str = "cpu") -> Trained:
+def load_captioner(out: Path, attention: Attention = "fused", device: torch.device | str = "cpu") -> Trained:
     """The model of a run's last checkpoint, in evaluation mode.
 
     Args:

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import torch
 
-from fastfuse.data import Preprocess, load_image, open_dataset
+from fastfuse.data import Preprocess, Split, load_image, open_dataset
 from fastfuse.models import PRESETS
+from fastfuse.nn.core import Attention
 from fastfuse.training.checkpoint import latest_checkpoint, load_captioner
 from fastfuse.training.config import PRECISIONS, TrainingConfig, autocast_dtype
 from fastfuse.training.decode import generate, word_maps
@@ -75,7 +76,7 @@ def train(out: Path, minutes: float | None, device: str, **settings: object) -> 
 @ATTENTION
 @DEVICE
 def caption(
-    images: tuple[Path, ...], run: Path, beams: int, heatmap: Path | None, attention: str, device: str
+    images: tuple[Path, ...], run: Path, beams: int, heatmap: Path | None, attention: Attention, device: str
 ) -> None:
     """Caption picture files."""
     try:
@@ -109,7 +110,15 @@ def caption(
 @ATTENTION
 @DEVICE
 def evaluate(
-    run: Path, data: str | None, split: str, size: int, seed: int, as_json: bool, beams: int, attention: str, device: str
+    run: Path,
+    data: str | None,
+    split: Split,
+    size: int,
+    seed: int,
+    as_json: bool,
+    beams: int,
+    attention: Attention,
+    device: str,
 ) -> None:
     """Grade captions and retrieval on a dataset."""
     try:

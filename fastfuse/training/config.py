@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from fastfuse.nn.core import Attention
+
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -31,7 +33,7 @@ class TrainingConfig:
     augment: bool = False
     train_size: int | None = None  # pictures an epoch; None: the dataset's default
     seed: int = 0
-    attention: str = "fused"
+    attention: Attention = "fused"
     precision: str = "auto"
     checkpoint_every: int = 100  # steps
     evaluate_every: int = 0  # steps between greedy evaluations of held-out pictures; 0: none

@@ -41,7 +41,9 @@ def draw_word_maps(picture: Image.Image, words: Sequence[str], maps: Tensor, sid
         side: of each, pixels.
     """
     tiles = [("", picture.resize((side, side), Image.Resampling.BICUBIC))]
-    tiles += [(word, overlay(picture, where, side)) for word, where in zip(words, maps) if word not in SPECIAL_TOKENS]
+    for word, where in zip(words, maps, strict=True):
+        if word not in SPECIAL_TOKENS:
+            tiles.append((word, overlay(picture, where, side)))
     sheet = Image.new("RGB", (len(tiles) * (side + 4) - 4, side + _LABEL), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for i, (word, tile) in enumerate(tiles):

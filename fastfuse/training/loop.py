@@ -1,4 +1,4 @@
-"""The training loop. Whatever it does at step n follows from the config and n alone, so a killed run goes on exactly."""
+"""The training loop. What it does at step n follows from the config and n alone, so a killed run goes on exactly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -43,7 +44,7 @@ class Trainer:
         self.device = torch.device(device)
         dataset = open_dataset(config.data, "train", config.seed, config.train_size)
         if resume is None:
-            kind = "bpe" if config.data.startswith("coco") else "word"
+            kind: Literal["word", "bpe"] = "bpe" if config.data.startswith("coco") else "word"
             self.tokenizer = CaptionTokenizer.train(training_captions(dataset), kind=kind)
             torch.manual_seed(config.seed)
             sizes = CaptionerConfig.preset(config.preset, len(self.tokenizer), **config.model)

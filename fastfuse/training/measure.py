@@ -15,12 +15,13 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from fastfuse.nn.core import Attention
 from fastfuse.training.checkpoint import latest_checkpoint
 from fastfuse.training.config import TrainingConfig
 from fastfuse.training.decode import generate
 from fastfuse.training.loop import Trainer
 
-ATTENTIONS = ("eager", "fused")
+ATTENTIONS: tuple[Attention, ...] = ("eager", "fused")
 WORKS = ("train", "decode")
 BEAMS = 4
 PICTURES = 64  # of a beam search
@@ -92,12 +93,12 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
-def _main(run: str, work: str, attention: str) -> None:
-    trainer = _trainer(Path(run))
+def _main(run: Path, work: str, attention: Attention) -> None:
+    trainer = _trainer(run)
     trainer.model.attention = attention
     _work(trainer, work)()
     print(_peak_mib())
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _main(Path(sys.argv[1]), sys.argv[2], "eager" if sys.argv[3] == "eager" else "fused")

@@ -8,8 +8,10 @@ AdamW's step size (Liu et al. 2025, https://arxiv.org/abs/2502.16982) both share
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import nn
 
 from fastfuse.models import Captioner
 from fastfuse.training.config import TrainingConfig
@@ -17,7 +19,9 @@ from fastfuse.training.config import TrainingConfig
 
 def build_optimizers(model: Captioner, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     """Every parameter of ``model`` in one of the two; only matrices and kernels decay."""
-    hidden, other, undecayed = [], [], []
+    hidden: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             undecayed.append(parameter)
@@ -25,8 +29,9 @@ def build_optimizers(model: Captioner, config: TrainingConfig) -> list[torch.opt
             hidden.append(parameter)
         else:
             other.append(parameter)
+    groups: list[dict[str, Any]] = [{"params": other}, {"params": undecayed, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(
-        [{"params": other}, {"params": undecayed, "weight_decay": 0.0}],
+        groups,
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
@@ -43,4 +48,3 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) 
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate
-

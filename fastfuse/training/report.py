@@ -23,22 +23,32 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 40px 24px 80px; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 28px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 44px 0 6px; } p { margin: 0 0 14px; }
+h1 { font-size: 28px; margin: 0 0 4px; }
+h2 { font-size: 19px; margin: 44px 0 6px; }
+p { margin: 0 0 14px; }
 .soft { color: var(--soft); }
 .numbers { display: flex; flex-wrap: wrap; gap: 12px; margin: 22px 0; }
-.number { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 18px; min-width: 118px; }
-.number b { display: block; font-size: 23px; font-variant-numeric: tabular-nums; } .number.main b { color: var(--accent); }
-table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line); }
-td, th { padding: 7px 16px; border-bottom: 1px solid var(--line); text-align: right; font-variant-numeric: tabular-nums; }
-td:first-child, th:first-child { text-align: left; } th { color: var(--soft); font-weight: 500; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px; margin: 14px 0; }
-.caption { font-size: 16px; font-weight: 600; margin-bottom: 10px; } .card .soft { margin: -6px 0 10px; }
-.good::before { content: "\\2713  "; color: var(--good); } .bad::before { content: "\\2717  "; color: var(--bad); }
-.words { display: flex; flex-wrap: wrap; gap: 8px; } figure { margin: 0; text-align: center; }
-figure img { display: block; border-radius: 6px; width: 104px; height: 104px; } figcaption { font-size: 13px; }
+.number, table, .card, .gallery figure { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.number { padding: 12px 18px; min-width: 118px; }
+.number b { display: block; font-size: 23px; font-variant-numeric: tabular-nums; }
+.number.main b { color: var(--accent); }
+table { border-spacing: 0; padding: 4px 0; }
+td, th { padding: 6px 18px; text-align: right; font-variant-numeric: tabular-nums; }
+td:first-child, th:first-child { text-align: left; white-space: pre; }
+th { color: var(--soft); font-weight: 500; }
+.card { padding: 14px; margin: 14px 0; }
+.caption { font-size: 16px; font-weight: 600; margin-bottom: 10px; }
+.card .soft { margin: -6px 0 10px; }
+.good::before { content: "\\2713  "; color: var(--good); }
+.bad::before { content: "\\2717  "; color: var(--bad); }
+.words { display: flex; flex-wrap: wrap; gap: 8px; }
+figure { margin: 0; text-align: center; }
+figure img { display: block; border-radius: 6px; width: 104px; height: 104px; }
+figcaption { font-size: 13px; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(166px, 1fr)); gap: 12px; }
-.gallery figure { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px; }
-.gallery img { margin: 0 auto 6px; width: 96px; height: 96px; } .plot { max-width: 100%; background: #fff; border-radius: 10px; }
+.gallery figure { padding: 10px; }
+.gallery img { margin: 0 auto 6px; width: 96px; height: 96px; }
+.plot { max-width: 100%; background: #fff; border-radius: 10px; }
 """
 
 
@@ -88,17 +98,17 @@ def write_report(
     parts.append("</div>")
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(title)}</title>"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>",
-        encoding="utf-8",
-    )
+    body = "".join(parts)
+    page = f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body>{body}</body></html>"
+    path.write_text(page, encoding="utf-8")
 
 
 def _numbers(numbers: Mapping[str, str]) -> str:
-    boxes = [
-        f"<div class='number{'' if i else ' main'}'><b>{escape(value)}</b><span class='soft'>{escape(name)}</span></div>"
-        for i, (name, value) in enumerate(numbers.items())
-    ]
+    boxes: list[str] = []
+    for name, value in numbers.items():
+        emphasis = "" if boxes else " main"
+        inside = f"<b>{escape(value)}</b><span class='soft'>{escape(name)}</span>"
+        boxes.append(f"<div class='number{emphasis}'>{inside}</div>")
     return f"<div class='numbers'>{''.join(boxes)}</div>"
 
 
