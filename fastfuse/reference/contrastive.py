@@ -170,7 +170,7 @@ def _row_grads(
     if hidden is not None:
         e = e.masked_fill(hidden, 0.0)
     share = (1 - label_smoothing) * (count > 0) + label_smoothing
-    target = (1 - label_smoothing) * positive / count.clamp(min=1) + label_smoothing / x.shape[1]
+    target = (1 - label_smoothing) * positive / count.clamp(min=1) + label_smoothing / max(x.shape[1], 1)
     return ((share * e - target) - target * rest) / (1 + rest)  # softmax - target, the same cancelled exactly
 
 

@@ -1,0 +1,2 @@
+#define FASTFUSE_ISA amx
+#include "cpu/pair_level.h"

@@ -1,0 +1,2 @@
+#define FASTFUSE_ISA portable
+#include "cpu/pair_level.h"

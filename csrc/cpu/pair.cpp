@@ -1,0 +1,32 @@
+// Chooses the contrastive kernels of the current instruction set.
+#include "cpu/pair_kernels.h"
+
+namespace fastfuse::cpu {
+namespace {
+
+const PairKernels& kernels() {
+  switch (current_isa()) {
+#if FASTFUSE_HAVE_AMX
+    case Isa::kAmx:
+      return amx::pair_kernels;
+#endif
+#if FASTFUSE_HAVE_AVX512
+    case Isa::kAvx512:
+      return avx512::pair_kernels;
+#endif
+#if FASTFUSE_HAVE_AVX2
+    case Isa::kAvx2:
+      return avx2::pair_kernels;
+#endif
+    default:
+      return portable::pair_kernels;
+  }
+}
+
+}  // namespace
+
+void pair_softmax_fwd(const PairSoftmaxFwd& params, const ThreadPool& pool) { kernels().softmax_fwd(params, pool); }
+void pair_softmax_bwd(const PairSoftmaxBwd& params, const ThreadPool& pool) { kernels().softmax_bwd(params, pool); }
+void pair_sigmoid(const PairSigmoid& params, const ThreadPool& pool) { kernels().sigmoid(params, pool); }
+
+}  // namespace fastfuse::cpu

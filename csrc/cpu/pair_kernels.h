@@ -1,0 +1,27 @@
+// The contrastive kernels of one instruction set, and the table that pair.cpp chooses from.
+#pragma once
+
+#include "fastfuse/pair.h"
+
+namespace fastfuse::cpu {
+
+struct PairKernels {
+  void (*softmax_fwd)(const PairSoftmaxFwd&, const ThreadPool&);
+  void (*softmax_bwd)(const PairSoftmaxBwd&, const ThreadPool&);
+  void (*sigmoid)(const PairSigmoid&, const ThreadPool&);
+};
+
+namespace portable {
+extern const PairKernels pair_kernels;
+}
+namespace avx2 {
+extern const PairKernels pair_kernels;
+}
+namespace avx512 {
+extern const PairKernels pair_kernels;
+}
+namespace amx {
+extern const PairKernels pair_kernels;
+}
+
+}  // namespace fastfuse::cpu

@@ -1,0 +1,39 @@
+// Compiled once per instruction set: its table of contrastive kernels.
+#pragma once
+
+#include "cpu/pair_kernels.h"
+#include "cpu/pair_sigmoid.h"
+#include "cpu/pair_softmax_bwd.h"
+#include "cpu/pair_softmax_fwd.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+// AMX multiplies bfloat16 as it is; everything else is multiplied in float.
+template <class Problem>
+FF_INLINE bool in_bfloat16(const Problem& p) {
+#if defined(__AMX_BF16__)
+  return p.a.dtype == DType::kBFloat16;
+#else
+  return false;
+#endif
+}
+
+#if defined(__AMX_BF16__)
+using Narrow = bf16;
+#else
+using Narrow = float;
+#endif
+
+const PairKernels pair_kernels = {
+    [](const PairSoftmaxFwd& p, const ThreadPool& pool) {
+      in_bfloat16(p) ? softmax_fwd<Narrow>(p, pool) : softmax_fwd<float>(p, pool);
+    },
+    [](const PairSoftmaxBwd& p, const ThreadPool& pool) {
+      in_bfloat16(p) ? softmax_bwd<Narrow>(p, pool) : softmax_bwd<float>(p, pool);
+    },
+    [](const PairSigmoid& p, const ThreadPool& pool) {
+      in_bfloat16(p) ? sigmoid_loss<Narrow>(p, pool) : sigmoid_loss<float>(p, pool);
+    },
+};
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA

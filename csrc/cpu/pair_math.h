@@ -1,0 +1,77 @@
+// Elementary functions and mask helpers of the contrastive kernels.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+// exp(x) for x <= 88, relative error 1e-7 and exactly 1 at 0, on which the cancellation of softmax - target rests.
+FF_INLINE vf exp_exact(vf x) {
+  x = x * splat(kLog2e);
+#if defined(__AVX512F__)
+  const vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const vf clamped = max(x, splat(-126.0f)), whole = floor(clamped + splat(0.5f)), f = clamped - whole;
+#endif
+  vf p = splat(1.535336117e-4f);
+  p = fma(p, f, splat(1.339887466e-3f));
+  p = fma(p, f, splat(9.618437363e-3f));
+  p = fma(p, f, splat(5.550332470e-2f));
+  p = fma(p, f, splat(2.402264791e-1f));
+  p = fma(p, f, splat(6.931472029e-1f));
+  p = fma(p, f, splat(1.0f));
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)(x - f));
+#else
+  const vi exponent = __builtin_convertvector(whole, vi) << 23;
+  return select((vi)(x < splat(-126.0f)), vf{}, (vf)((vi)p + exponent));
+#endif
+}
+
+// log(1 + e) for e in [0, 1], relative error 1e-7: 2 atanh(u), u = e / (2 + e).
+FF_INLINE vf log1p_unit(vf e) {
+  const vf u = e / (splat(2.0f) + e), s = u * u;
+  vf p = splat(2.801199065e-1f);
+  p = fma(p, s, splat(2.800180433e-1f));
+  p = fma(p, s, splat(4.002152731e-1f));
+  p = fma(p, s, splat(6.666641628e-1f));
+  p = fma(p, s, splat(2.0f));
+  return u * p;
+}
+
+// x as it is stored: keeps the compiler from fusing the product that x is into a later addition, which would make x
+// another number in each place that uses it.
+FF_INLINE vf rounded(vf x) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(x));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#else
+  __asm__("" : "+m"(x));
+#endif
+  return x;
+}
+
+FF_INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
+
+#if defined(__AVX512F__)
+FF_INLINE uint32_t lane_bits(vi mask) { return _mm512_movepi32_mask((__m512i)mask); }
+#elif defined(__AVX2__)
+FF_INLINE uint32_t lane_bits(vi mask) { return _mm256_movemask_ps((__m256)mask); }
+#else
+FF_INLINE uint32_t lane_bits(vi mask) {
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; i++) bits |= uint32_t(mask[i] & 1) << i;
+  return bits;
+}
+#endif
+
+FF_INLINE double reduce_add_double(vf v) {
+  double sum = 0;
+  for (int i = 0; i < kLanes; i++) sum += v[i];
+  return sum;
+}
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -1,0 +1,145 @@
+// Gradients of the softmax losses from the statistics, x_ij = scale * c_ij.
+#pragma once
+
+#include "cpu/pair_labels.h"
+#include "cpu/pair_sweep.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+// What one direction's gradient takes from a line:  weight * (share * softmax - target),
+// softmax = e / (1 + rest), e = exp(x - reference); formed as ((share e - target) - target rest) * inverse, in which
+// e - target cancels exactly where the positive dominates. Away from positives and smoothing: e * coefficient.
+struct LineGradient {
+  Buffer<float> reference, rest, share, inverse, coefficient, positive;  // [n padded]
+
+  LineGradient(const PairStatistics& s, int64_t n, float smoothing, float weight)
+      : reference(padded(n)),
+        rest(padded(n)),
+        share(padded(n)),
+        inverse(padded(n)),
+        coefficient(padded(n)),
+        positive(padded(n)) {
+    for (int64_t i = 0; i < padded(n); i++) {
+      const bool there = i < n;
+      const int32_t count = there ? s.count[i] : 0;
+      reference.get()[i] = there ? s.reference[i] : 0.0f;
+      rest.get()[i] = there ? s.rest[i] : 0.0f;
+      share.get()[i] = (count ? 1.0f - smoothing : 0.0f) + smoothing;
+      positive.get()[i] = count ? (1.0f - smoothing) / float(count) : 0.0f;
+      inverse.get()[i] = weight / (1.0f + rest.get()[i]);
+      coefficient.get()[i] = share.get()[i] * inverse.get()[i];
+    }
+  }
+  static int64_t padded(int64_t n) { return round_up(n, kStrip); }
+};
+
+template <bool kCols, bool kSkip>
+struct SoftmaxGradientVisit {
+  const PairSoftmaxBwd& p;
+  const PairLabels& labels;
+  const float *row_inverse, *col_inverse;
+  const LineGradient &rows, &cols;
+  float row_uniform, col_uniform;  // smoothing / M, smoothing / N
+  int64_t strips;
+  double* dscale;  // [blocks of rows][strips]
+
+  void operator()(const TileAt& at, float* tile) {
+    if (kCols && (!p.symmetric || at.mirrored)) {
+      visit<true, false>(at, tile);
+    } else if (kCols) {
+      visit<true, true>(at, tile);
+    } else {
+      visit<false, false>(at, tile);
+    }
+  }
+
+  // kSquare: both directions' gradients of a tile that holds each pair twice.
+  template <bool kWithCols, bool kSquare>
+  void visit(const TileAt& at, float* tile) {
+    vf dscale_lanes{};
+    const bool smooth = p.label_smoothing > 0;
+    const vf scale = splat(p.scale);
+    const vf row_uniform_v = splat(row_uniform), col_uniform_v = splat(col_uniform);
+    for (int64_t r = 0; r < at.rows; r++) {
+      const int64_t i = at.row + r;
+      const vf inverse = splat(row_inverse[i]);
+      const vf reference = splat(rows.reference.get()[i]), coefficient = splat(rows.coefficient.get()[i]);
+      const int32_t key = labels.row_key[i], skip = kSkip ? labels.row_skip[i] : 0;
+      for (int64_t v = 0; v < at.cols; v += kLanes) {
+        const int64_t j = at.col + v;
+        float* to = tile + r * kStrip + v;
+        const vf inverses = load(col_inverse + j) * inverse, c = load(to) * inverses, x = rounded(c * scale);
+        const Marks marks = marks_of<kSkip>(labels, key, skip, j);
+        const vi there = (lane_index() < splat(int32_t(at.cols - v))) & ~marks.hidden;
+        const vf e = select(there, exp_exact(x - reference), vf{});
+        vf ec{};
+        if constexpr (kWithCols) ec = select(there, exp_exact(x - load(cols.reference.get() + j)), vf{});
+        vf g;
+        if (smooth || lane_bits(marks.positive)) {
+          const vf target = select(marks.positive, splat(rows.positive.get()[i]), vf{}) + row_uniform_v;
+          g = ((splat(rows.share.get()[i]) * e - target) - target * splat(rows.rest.get()[i])) *
+              splat(rows.inverse.get()[i]);
+          if constexpr (kWithCols) {
+            const vf col_target = select(marks.positive, load(cols.positive.get() + j), vf{}) + col_uniform_v;
+            g += ((load(cols.share.get() + j) * ec - col_target) - col_target * load(cols.rest.get() + j)) *
+                 load(cols.inverse.get() + j);
+          }
+          g = select(lane_index() < splat(int32_t(at.cols - v)), g, vf{});
+        } else {
+          g = e * coefficient;
+          if constexpr (kWithCols) g = fma(ec, load(cols.coefficient.get() + j), g);
+        }
+        dscale_lanes = fma(g, c, dscale_lanes);
+        store(to, g * inverses);
+      }
+    }
+    dscale[at.row / kBlock * strips + at.strip] = reduce_add_double(dscale_lanes) * (kSquare ? 0.5 : 1.0);
+  }
+
+  void end_chunk(const ThreadPool&, int64_t, int64_t, int64_t) {}
+};
+
+template <class T, bool kCols, bool kSkip>
+void softmax_gradients(const PairSoftmaxBwd& p, const ThreadPool& pool) {
+  const bool da_wanted = p.da, db_wanted = p.db || (p.symmetric && p.da);
+  const Side<T> a = make_side<T>(p.a, p.normalize, p.symmetric, p.symmetric, pool);
+  Side<T> other;
+  if (!p.symmetric) other = make_side<T>(p.b, p.normalize, true, da_wanted, pool);
+  const Side<T>& b = p.symmetric ? a : other;
+  const PaddedLabels padded(p);
+  const float weight = p.symmetric ? 1.0f : float(double(p.a.rows) / double(p.b.rows));
+  const LineGradient rows(p.rows, a.n, p.label_smoothing, 1.0f);
+  const LineGradient cols(p.symmetric ? p.rows : p.cols, kCols ? b.n : 0, p.label_smoothing, weight);
+  const int64_t blocks = ceil_div(a.n, kBlock);
+  Buffer<double> dscale(blocks * b.strips, true);
+  Gradients<T> gradients(a, b, da_wanted, db_wanted);
+  SoftmaxGradientVisit<kCols, kSkip> visit{p,
+                                           padded.labels,
+                                           a.inverse.get(),
+                                           b.inverse.get(),
+                                           rows,
+                                           cols,
+                                           float(p.label_smoothing / double(b.n)),
+                                           float(p.label_smoothing / double(a.n)),
+                                           b.strips,
+                                           dscale.get()};
+  sweep(a, b, gradients, pool, visit);
+  double sum = 0;
+  for (int64_t i = 0; i < blocks * b.strips; i++) sum += dscale.get()[i];
+  *p.dscale = p.unit * sum;
+  if (gradients.wanted()) {
+    write_gradients(a, b, gradients, float(p.unit * p.scale), p.da, p.db, p.a.dtype, pool);
+  }
+}
+
+template <class T>
+void softmax_bwd(const PairSoftmaxBwd& p, const ThreadPool& pool) {
+  const bool cols = p.symmetric || p.cols.reference, skip = p.labels.row_skip;
+  if (cols) {
+    skip ? softmax_gradients<T, true, true>(p, pool) : softmax_gradients<T, true, false>(p, pool);
+  } else {
+    skip ? softmax_gradients<T, false, true>(p, pool) : softmax_gradients<T, false, false>(p, pool);
+  }
+}
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA

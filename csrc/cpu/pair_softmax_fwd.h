@@ -1,0 +1,194 @@
+// Softmax over rows and columns at once: statistics, and gradients from them. x_ij = scale * c_ij.
+//
+// A line (row or column) keeps (top, rest): top is its largest visible logit so far and rest the sum of exp(x - top)
+// over the others, so that a line with one dominant logit keeps its tiny rest in full. One exponential takes in an
+// element:
+//
+//   e = exp(-|x - top|);   rest = x > top ? (rest + 1) e : rest + e;   top = max(top, x)
+#pragma once
+
+#include "cpu/pair_labels.h"
+#include "cpu/pair_sweep.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+constexpr float kHidden = -1e38f;  // a logit that is left out, and the top of nothing
+
+FF_INLINE void take_in(vf x, vf& top, vf& rest) {
+  const vf e = exp_exact(-absolute(x - top));
+  rest = select((vi)(x > top), fma(rest, e, e), rest + e);
+  top = max(top, x);
+}
+
+FF_INLINE void merge(vf top, vf rest, vf& to_top, vf& to_rest) {
+  const vf e = exp_exact(-absolute(top - to_top));
+  to_rest = select((vi)(top > to_top), fma(to_rest, e, e) + rest, fma(rest, e, e) + to_rest);
+  to_top = max(to_top, top);
+}
+
+// One line from its lanes; the first of the largest tops is the line's.
+FF_INLINE void merge_lanes(vf tops, vf rests, float& top, float& rest) {
+  top = reduce_max(tops);
+  const uint32_t largest = lane_bits((vi)(tops == splat(top)));
+  const vi first = lane_index() == splat(int32_t(largest ? __builtin_ctz(largest) : 0));
+  rest = reduce_add((rests + select(first, vf{}, splat(1.0f))) * exp_exact(tops - splat(top)));
+}
+
+// Statistics of lines while a sweep runs.
+struct Lines {
+  Buffer<float> top, rest;
+  Buffer<double> positive_sum, sum;  // of x over the positives, over all
+  Buffer<int32_t> count;             // positives
+
+  explicit Lines(int64_t n) : top(n), rest(n, true), positive_sum(n, true), sum(n, true), count(n, true) {
+    for (int64_t i = 0; i < n; i++) top.get()[i] = kHidden;
+  }
+};
+
+template <bool kCols, bool kSkip>
+struct SoftmaxVisit {
+  const PairSoftmaxFwd& p;
+  const PairLabels& labels;
+  const float *row_inverse, *col_inverse;
+  Lines rows, cols;
+  Lines parts;  // [strips][kChunk]: the chunk's rows, one strip each
+
+  SoftmaxVisit(const PairSoftmaxFwd& p, const PairLabels& labels, const float* row_inverse, const float* col_inverse,
+               int64_t strips)
+      : p(p),
+        labels(labels),
+        row_inverse(row_inverse),
+        col_inverse(col_inverse),
+        rows(round_up(p.a.rows, kChunk)),
+        cols(kCols ? strips * kStrip : 0),
+        parts(strips * kChunk) {}
+
+  void operator()(const TileAt& at, const float* tile) {
+    if (kCols && (!p.symmetric || at.mirrored)) {
+      visit<true>(at, tile);
+    } else {
+      visit<false>(at, tile);
+    }
+  }
+
+  template <bool kWithCols>
+  void visit(const TileAt& at, const float* tile) {
+    for (int64_t r = 0; r < at.rows; r++) {
+      const int64_t i = at.row + r, part = at.slot * kChunk + i - at.chunk;
+      const vf inverse = splat(row_inverse[i]), scale = splat(p.scale);
+      const int32_t key = labels.row_key[i], skip = kSkip ? labels.row_skip[i] : 0;
+      vf top = splat(kHidden), rest{};
+      double positive_sum = 0, sum = 0;
+      int32_t count = 0;
+      for (int64_t v = 0; v < at.cols; v += kLanes) {
+        const int64_t j = at.col + v;
+        vf x = rounded(load(tile + r * kStrip + v) * (load(col_inverse + j) * inverse) * scale);
+        const vi there = lane_index() < splat(int32_t(at.cols - v));
+        Marks marks = marks_of<kSkip>(labels, key, skip, j);
+        marks.positive &= there;
+        if (p.uniform) {
+          sum += reduce_add_double(select(there, x, vf{}));
+          if (kWithCols) {
+            for (int l = 0; l < kLanes; l++) cols.sum.get()[j + l] += x[l];
+          }
+        }
+        for (uint32_t bits = lane_bits(marks.positive); bits; bits &= bits - 1) {
+          const int l = __builtin_ctz(bits);
+          positive_sum += x[l];
+          count++;
+          if (kWithCols) {
+            cols.positive_sum.get()[j + l] += x[l];
+            cols.count.get()[j + l]++;
+          }
+        }
+        x = select(there & ~marks.hidden, x, splat(kHidden));
+        take_in(x, top, rest);
+        if constexpr (kWithCols) {
+          vf col_top = load(cols.top.get() + j), col_rest = load(cols.rest.get() + j);
+          take_in(x, col_top, col_rest);
+          store(cols.top.get() + j, col_top);
+          store(cols.rest.get() + j, col_rest);
+        }
+      }
+      merge_lanes(top, rest, parts.top.get()[part], parts.rest.get()[part]);
+      parts.positive_sum.get()[part] = positive_sum;
+      parts.sum.get()[part] = sum;
+      parts.count.get()[part] = count;
+    }
+  }
+
+  void end_chunk(const ThreadPool& pool, int64_t chunk, int64_t count, int64_t slots) {
+    for_each(pool, ceil_div(count, kBlock), [&](int64_t block) {
+      for (int64_t r = block * kBlock; r < min_of(count, (block + 1) * kBlock); r += kLanes) {
+        vf top = splat(kHidden), rest{};
+        for (int64_t slot = 0; slot < slots; slot++) {
+          merge(load(parts.top.get() + slot * kChunk + r), load(parts.rest.get() + slot * kChunk + r), top, rest);
+        }
+        store(rows.top.get() + chunk + r, top);
+        store(rows.rest.get() + chunk + r, rest);
+        for (int64_t slot = 0; slot < slots; slot++) {
+          for (int64_t l = r; l < r + kLanes; l++) {
+            rows.positive_sum.get()[chunk + l] += parts.positive_sum.get()[slot * kChunk + l];
+            rows.sum.get()[chunk + l] += parts.sum.get()[slot * kChunk + l];
+            rows.count.get()[chunk + l] += parts.count.get()[slot * kChunk + l];
+          }
+        }
+      }
+    });
+  }
+
+  // The lower triangle's share, which the mirrored tiles have left in cols.
+  void join_mirrored(int64_t n) {
+    for (int64_t i = 0; i < n; i += kLanes) {
+      vf top = load(rows.top.get() + i), rest = load(rows.rest.get() + i);
+      merge(load(cols.top.get() + i), load(cols.rest.get() + i), top, rest);
+      store(rows.top.get() + i, top);
+      store(rows.rest.get() + i, rest);
+    }
+    for (int64_t i = 0; i < n; i++) {
+      rows.positive_sum.get()[i] += cols.positive_sum.get()[i];
+      rows.sum.get()[i] += cols.sum.get()[i];
+      rows.count.get()[i] += cols.count.get()[i];
+    }
+  }
+};
+
+inline void write_statistics(const Lines& lines, int64_t n, int64_t others, bool uniform, const PairStatistics& out) {
+  for (int64_t i = 0; i < n; i++) {
+    const bool empty = lines.top.get()[i] == kHidden;
+    const double reference = empty ? 0.0 : lines.top.get()[i];
+    const int32_t count = lines.count.get()[i];
+    out.reference[i] = float(reference);
+    out.rest[i] = empty ? 0.0f : lines.rest.get()[i];
+    out.gap[i] = count ? float(reference - lines.positive_sum.get()[i] / count) : 0.0f;
+    out.uniform_gap[i] = uniform ? float(reference - lines.sum.get()[i] / double(others)) : 0.0f;
+    out.count[i] = count;
+  }
+}
+
+template <class T, bool kCols, bool kSkip>
+void softmax_statistics(const PairSoftmaxFwd& p, const ThreadPool& pool) {
+  const Side<T> a = make_side<T>(p.a, p.normalize, p.symmetric, false, pool);
+  Side<T> other;
+  if (!p.symmetric) other = make_side<T>(p.b, p.normalize, true, false, pool);
+  const Side<T>& b = p.symmetric ? a : other;
+  const PaddedLabels padded(p);
+  Gradients<T> none(a, b, false, false);
+  SoftmaxVisit<kCols, kSkip> visit(p, padded.labels, a.inverse.get(), b.inverse.get(), b.strips);
+  sweep(a, b, none, pool, visit);
+  if (p.symmetric) visit.join_mirrored(a.n);
+  write_statistics(visit.rows, a.n, b.n, p.uniform, p.rows);
+  if (kCols && !p.symmetric) write_statistics(visit.cols, b.n, a.n, p.uniform, p.cols);
+}
+
+template <class T>
+void softmax_fwd(const PairSoftmaxFwd& p, const ThreadPool& pool) {
+  const bool cols = p.symmetric || p.cols.reference, skip = p.labels.row_skip;
+  if (cols) {
+    skip ? softmax_statistics<T, true, true>(p, pool) : softmax_statistics<T, true, false>(p, pool);
+  } else {
+    skip ? softmax_statistics<T, false, true>(p, pool) : softmax_statistics<T, false, false>(p, pool);
+  }
+}
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA
