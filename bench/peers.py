@@ -18,6 +18,29 @@ def sdpa(mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
+def eager_attention(
+    mask: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """The dense formula as models write it; mask as in sdpa."""
+    if q.shape[1] != k.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if sink is not None:
+        scores = torch.cat([scores, sink[:, None, None].expand(*scores.shape[:3], 1)], -1)
+    out = scores.softmax(-1)[..., : k.shape[2]] @ v
+    return out if gate is None else out * gate.tanh()[:, None, None]
+
+
 def clip_dense(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """As open_clip's ClipLoss: both directions from one matrix of logits."""
     logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T

@@ -127,7 +127,7 @@ def table(rows: list[Row]) -> list[list[str]]:
 
 
 def refusals(rows: list[Row]) -> list[str]:
-    """Why contenders were not timed, once each."""
+    """Why contenders were not timed, each reason once."""
     return list(dict.fromkeys(f"{name}: {reason}" for row in rows for name, reason in row.refused.items()))
 
 

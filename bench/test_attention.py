@@ -81,7 +81,7 @@ def test_training(case: AttentionCase, dtype: torch.dtype, benchmark: BenchmarkF
 def test_learned(case: AttentionCase, benchmark: BenchmarkFixture) -> None:
     """Options with gradients that torch has in the dense formula only."""
     inputs = make_inputs(case, torch.float32)
-    others = {"eager": dense_peers(case, inputs)["eager"]}
+    others = {"eager": partial(peers.eager_attention, visible(case, inputs))}
     contest.run(attention_contest("attention options fwd+bwd", case, inputs, others, training), benchmark)
 
 
@@ -107,19 +107,25 @@ def test_beams(case: AttentionCase, dtype: torch.dtype, benchmark: BenchmarkFixt
     contest.run(attention_contest("beams", case, inputs, others, forward), benchmark)
 
 
+def visible(case: AttentionCase, inputs: AttentionInputs) -> Tensor | None:
+    """The span as a dense mask, broadcastable to (B, H, Sq, Sk)."""
+    return None if inputs.span is None else inputs.span.to_dense(case.Sk)[:, None]
+
+
+def formula(case: AttentionCase, inputs: AttentionInputs) -> Attend:
+    """The tests' formula, with every option, in the dtype of q."""
+    mask = visible(case, inputs)
+    return lambda q, **leaves: eager.attention(q, visible=mask, dtype=q.dtype, **leaves).out
+
+
 def dense_peers(case: AttentionCase, inputs: AttentionInputs) -> dict[str, Attend]:
-    """The formula in plain PyTorch and torch's SDPA, with the span as a dense mask."""
-    visible = None if inputs.span is None else inputs.span.to_dense(case.Sk)[:, None]
-
-    def dense(q: Tensor, k: Tensor, v: Tensor, **options: Tensor) -> Tensor:
-        return eager.attention(q, k, v, visible, dtype=q.dtype, **options).out
-
-    return {"eager": dense, "sdpa": partial(peers.sdpa, visible)}
+    mask = visible(case, inputs)
+    return {"eager": partial(peers.eager_attention, mask), "sdpa": partial(peers.sdpa, mask)}
 
 
 def forward(attend: Attend, leaves: dict[str, Tensor], dout: Tensor) -> tuple[Tensor]:
     with torch.no_grad():
-        return (attend(**leaves),)
+        return (attend(**{name: leaf.detach() for name, leaf in leaves.items()}),)
 
 
 def training(attend: Attend, leaves: dict[str, Tensor], dout: Tensor) -> tuple[Tensor, ...]:
@@ -140,12 +146,11 @@ def attention_contest(
     backends = contest.our_backends("attention_fwd", dtype, (case.D, case.D))
     ours = {f"fastfuse {name}": partial(ff.cross_attention, span=span, backend=name) for name in backends}
     exact = {name: leaf.detach().double().requires_grad_() for name, leaf in inputs.leaves.items()}
-    visible = 1.0 if span is None else span.to_dense(case.Sk).float().mean().item()
-    flops = 4 * case.B * case.H * case.Sq * case.Sk * case.D * visible
+    seen = 1.0 if span is None else span.to_dense(case.Sk).float().mean().item()
+    flops = 4 * case.B * case.H * case.Sq * case.Sk * case.D * seen
     moved = sum(leaf.nbytes for leaf in leaves.values()) + inputs.dout.nbytes
-    calls: dict[str, Call] = {
-        name: partial(do, attend, leaves, inputs.dout.contiguous()) for name, attend in (ours | others).items()
-    }
+    dout = inputs.dout.contiguous()
+    calls: dict[str, Call] = {name: partial(do, attend, leaves, dout) for name, attend in (ours | others).items()}
     return Contest(
         group=group,
         label=f"{case.name} ({case.B} x {case.H} x {case.Sq} x {case.Sk}, D {case.D})",
@@ -153,6 +158,6 @@ def attention_contest(
         flops=flops * (3.5 if do is training else 1),  # backward recomputes the scores: 5 products to forward's 2
         bytes=moved * (2 if do is training else 1),
         contenders=calls,
-        truth=partial(do, dense_peers(case, inputs)["eager"], exact, inputs.dout.double()),
-        eager="eager",
+        truth=partial(do, formula(case, inputs), exact, dout.double()),
+        eager=partial(do, formula(case, inputs), leaves, dout),
     )

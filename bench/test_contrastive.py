@@ -49,7 +49,7 @@ def test_loss(name: str, N: int, D: int, dtype: torch.dtype, benchmark: Benchmar
             bytes=4 * features[0].nbytes,
             contenders={who: partial(_training, call, inputs) for who, call in calls.items()},
             truth=partial(_training, others["eager"], [t.detach().double().requires_grad_() for t in inputs]),
-            eager="eager",
+            eager=partial(_training, others["eager"], inputs),
         ),
         benchmark,
     )
@@ -97,7 +97,7 @@ def _retrieval(
         bytes=queries.nbytes + keys.nbytes,
         contenders={name: contender(call, queries, keys) for name, call in calls.items()},
         truth=contender(calls["eager"], queries.double(), keys.double()),
-        eager="eager",
+        eager=contender(calls["eager"], queries, keys),
     )
 
 
