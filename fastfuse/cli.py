@@ -1,8 +1,11 @@
-"""The command line: `fastfuse info | train | caption | evaluate`."""
+"""The command line: `fastfuse info | train | caption | evaluate | bench`."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -45,3 +48,13 @@ def info(matrix: bool) -> None:
     from fastfuse.info import report, support_matrix
 
     click.echo(support_matrix() if matrix else report())
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Time every case against every peer (in a checkout; the arguments of `python -m bench`)."""
+    root = Path(fastfuse.__file__).parents[1]
+    if not (root / "bench").is_dir():
+        _fail("the benchmarks are not installed with the package: run this in a checkout")
+    sys.exit(subprocess.run([sys.executable, "-m", "bench", *arguments], cwd=root, check=False).returncode)
