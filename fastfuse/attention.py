@@ -85,7 +85,7 @@ def cross_attention(
     Dv = v.shape[3]
     scale = D**-0.5 if scale is None else float(scale)
     q, k, v = _kernel_layout(q), _kernel_layout(k), _kernel_layout(v)
-    lo, hi = (None, None) if span is None else (span.lo, span.hi)
+    lo, hi = (None, None) if span is None else _ends(span)
     if bias is not None:
         bias = _four_dims(bias, q.dtype)
     if sink is not None:
@@ -277,6 +277,12 @@ def _kernel_layout(t: Tensor) -> Tensor:
     if t.shape[3] % 8:
         return F.pad(t, (0, -t.shape[3] % 8))
     return t if t.stride(3) == 1 else t.contiguous()
+
+
+def _ends(span: KeySpan) -> tuple[Tensor, Tensor]:
+    """lo and hi of one shape (B or 1, Sq or 1), contiguous."""
+    lo, hi = (span.lo, span.hi) if span.lo.shape == span.hi.shape else torch.broadcast_tensors(span.lo, span.hi)
+    return lo.contiguous(), hi.contiguous()
 
 
 def _four_dims(bias: Tensor, dtype: torch.dtype) -> Tensor:

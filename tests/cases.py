@@ -181,6 +181,7 @@ ATTENTION_CASES = [
     AttentionCase("packed", B=1, Sq=131, Sk=257, span=_packed),
     AttentionCase("latest_media", Sq=61, Sk=120, span=_media),
     AttentionCase("random_span", Sq=67, Sk=190, span=_random_span, sink=True, gate="scalar"),
+    AttentionCase("mixed_span", span=lambda c: ff.KeySpan(_lengths(c).lo + 3, _causal(c).hi)),
     AttentionCase("inverted_span", Sq=67, Sk=190, span=lambda c: _random_span(c, inverted=True), map="mean"),
     AttentionCase("bias_full", bias="B H Sq Sk"),
     AttentionCase("bias_heads", Sq=70, Sk=130, bias="1 H Sq Sk", map="mean"),

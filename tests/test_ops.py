@@ -62,7 +62,7 @@ def test_double_backward_of_every_backend(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend: str) -> None:
     q, k, v, bias, sink, gate = leaves()
-    lo, hi = torch.tensor([[0, 1, 2]], dtype=torch.int32), torch.tensor([[4], [2]], dtype=torch.int32)
+    lo, hi = (torch.tensor([[a, 1, 2], [0, 1, a]], dtype=torch.int32) + b for a, b in ((0, 0), (1, 2)))
     gate = gate.detach().expand(4).contiguous().requires_grad_()
     options = (0.3, 5.0, 0.2, torch.tensor(7))
     ops = torch.ops.fastfuse
