@@ -8,7 +8,10 @@
 // >= 1.
 //
 // A block of R rows x W vectors of C stays in registers while p runs: per p it takes W loads, R broadcasts and R * W
-// FMAs. R * W is at most 24 of 32 registers (12 of 16): above the 8 that two FMA ports of latency 4 need.
+// FMAs. 24 of 32 registers (12 of 16) accumulate, above the 8 that two FMA ports of latency 4 need. What C held is
+// added last, so that a long sum taken in several calls is a sum of short ones, with their smaller rounding error.
+//
+//     gemm_precise(m, n, k, A, lda, B, ldb, C, rest, ldc):   C + rest = A B, summed in double, as two floats
 #pragma once
 
 #include "cpu/simd.h"
@@ -16,7 +19,7 @@
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
 constexpr int kPanelVectors = kVectorRegisters == 32 ? 4 : 2;
-constexpr int max_block_rows(int w) { return (kVectorRegisters == 32 ? 24 : 12) / w; }
+constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 
 template <int R, int W, bool kTransA>
 void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,
@@ -25,7 +28,7 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
 #pragma GCC unroll 4
-    for (int j = 0; j < W; j++) acc[i][j] = accumulate ? load(c + i * ldc + j * kLanes) : vf{};
+    for (int j = 0; j < W; j++) acc[i][j] = vf{};
   }
   for (int64_t p = 0; p < k; p++) {
     vf row[W];
@@ -41,7 +44,10 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
 #pragma GCC unroll 4
-    for (int j = 0; j < W; j++) store(c + i * ldc + j * kLanes, acc[i][j]);
+    for (int j = 0; j < W; j++) {
+      float* at = c + i * ldc + j * kLanes;
+      store(at, accumulate ? load(at) + acc[i][j] : acc[i][j]);
+    }
   }
 }
 
@@ -60,7 +66,7 @@ FF_INLINE GemmBlock gemm_block_of(int rows) {
 template <int W, bool kTransA>
 void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
                 bool accumulate) {
-  constexpr int R = max_block_rows(W) > 16 ? 16 : max_block_rows(W);
+  constexpr int R = kAccumulators / W > 16 ? 16 : kAccumulators / W;
   const int64_t blocks = ceil_div(m, R), each = m / blocks, longer = m % blocks;  // even blocks: no thin last one
   int64_t i = 0;
   for (int64_t block = 0; block < blocks; block++) {
@@ -94,6 +100,35 @@ void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
         break;
     }
     j += w;
+  }
+}
+
+constexpr int kHalf = kLanes / 2;
+typedef double vd __attribute__((vector_size(kHalf * 8)));
+typedef float vf_half __attribute__((vector_size(kHalf * 4)));
+
+inline void gemm_precise(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                         float* c, float* rest, int64_t ldc) {
+  constexpr int R = 4;
+  for (int64_t i = 0; i < m; i += R) {
+    const float* rows[R];
+    for (int r = 0; r < R; r++) rows[r] = a + min_of(i + r, m - 1) * lda;
+    for (int64_t j = 0; j < round_up(n, kLanes); j += kHalf) {
+      vd acc[R] = {};
+      for (int64_t p = 0; p < k; p++) {
+        vf_half x;
+        __builtin_memcpy(&x, b + p * ldb + j, sizeof x);
+        const vd row = __builtin_convertvector(x, vd);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) acc[r] += row * double(rows[r][p]);
+      }
+      for (int r = 0; r < R && i + r < m; r++) {
+        const vf_half high = __builtin_convertvector(acc[r], vf_half);
+        const vf_half low = __builtin_convertvector(acc[r] - __builtin_convertvector(high, vd), vf_half);
+        __builtin_memcpy(c + (i + r) * ldc + j, &high, sizeof high);
+        __builtin_memcpy(rest + (i + r) * ldc + j, &low, sizeof low);
+      }
+    }
   }
 }
 

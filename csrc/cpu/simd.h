@@ -110,7 +110,7 @@ FF_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m2
 FF_INLINE vf max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 FF_INLINE vf min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
-FF_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
+FF_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }  // one rounding or two
 FF_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 FF_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
 #endif
@@ -132,15 +132,37 @@ FF_INLINE vf load(const float* p, int n) {
 FF_INLINE void store(float* p, vf v, int n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
 #endif
 
+// a * b + c with one rounding on every machine; the product of two floats is exact in double.
+#if defined(__FMA__) || defined(__aarch64__)
+FF_INLINE vf fma_exact(vf a, vf b, vf c) { return fma(a, b, c); }
+#else
+FF_INLINE vf fma_exact(vf a, vf b, vf c) {
+  vf r;
+  for (int i = 0; i < kLanes; i++) r[i] = float(double(a[i]) * double(b[i]) + double(c[i]));
+  return r;
+}
+#endif
+
+// Sum of two floats and what its rounding left out (Knuth's two-sum).
+FF_INLINE vf two_sum(vf a, vf b, vf& rest) {
+  const vf sum = a + b, part = sum - a;
+  rest = (a - (sum - part)) + (b - part);
+  return sum;
+}
+
 // ---- conversions ----
 
 FF_INLINE vf widen(vh h, const bf16*) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+#if defined(__AVX512BF16__)
+FF_INLINE vh narrow(vf v, const bf16*) { return (vh)_mm512_cvtneps_pbh((__m512)v); }
+#else
 FF_INLINE vh narrow(vf v, const bf16*) {
   const vu u = (vu)v;
   const vu even = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
   const vu nan = (u >> 16) | 0x40u;
   return __builtin_convertvector((vu)select((vi)(v != v), (vi)nan, (vi)even), vh);
 }
+#endif
 
 #if defined(__AVX512F__)
 FF_INLINE vf widen(vh h, const f16*) { return (vf)_mm512_cvtph_ps((__m256i)h); }
@@ -200,20 +222,22 @@ FF_INLINE float to_float(T x) {
 
 // ---- elementary functions ----
 
-// 2^f on [0, 1): minimax fits of the relative error, 7.5e-8 (degree 5) and 7.5e-5 (degree 3).
+// 2^f on [0, 1): minimax fits with 2^0 = 1, relative error 2e-9 before rounding (degree 6) and 8.6e-5 (degree 3). That
+// exp2(0) is exactly 1 makes the softmax of a single key exactly 1, and its gradient exactly 0.
 FF_INLINE vf exp2_polynomial(vf f) {
-  vf p = splat(1.877576675e-3f);
-  p = fma(p, f, splat(8.989340091e-3f));
-  p = fma(p, f, splat(5.582631805e-2f));
-  p = fma(p, f, splat(2.401536170e-1f));
-  p = fma(p, f, splat(6.931530732e-1f));
-  return fma(p, f, splat(9.999999251e-1f));
+  vf p = splat(2.161292516e-4f);
+  p = fma(p, f, splat(1.246784377e-3f));
+  p = fma(p, f, splat(9.675451825e-3f));
+  p = fma(p, f, splat(5.548528051e-2f));
+  p = fma(p, f, splat(2.402293056e-1f));
+  p = fma(p, f, splat(6.931470444e-1f));
+  return fma(p, f, splat(1.0f));
 }
 FF_INLINE vf exp2_polynomial_short(vf f) {
-  vf p = splat(7.802452264e-2f);
-  p = fma(p, f, splat(2.260671554e-1f));
-  p = fma(p, f, splat(6.958335405e-1f));
-  return fma(p, f, splat(9.999252186e-1f));
+  vf p = splat(7.706715863e-2f);
+  p = fma(p, f, splat(2.276448642e-1f));
+  p = fma(p, f, splat(6.951168150e-1f));
+  return fma(p, f, splat(1.0f));
 }
 
 #if defined(__AVX512F__)
@@ -254,8 +278,18 @@ FF_INLINE vf tanh(vf x) {
   return (vf)((vi)y | ((vi)x & (int32_t)0x80000000));
 }
 
-FF_INLINE float log(float x) { return __builtin_logf(x); }
-FF_INLINE float log2(float x) { return __builtin_log2f(x); }
+// x = 2^e m with m in [2/3, 4/3); log2(m) = 2 atanh((m - 1) / (m + 1)) / ln 2. For normal x > 0; log2(0) = -inf.
+FF_INLINE vf log2(vf x) {
+  const vi e = ((vi)x - 0x3f2aaaab) >> 23;
+  const vf m = (vf)((vi)x - (e << 23)), t = (m - splat(1.0f)) / (m + splat(1.0f)), s = t * t;
+  vf p = splat(2.0f / 9 * kLog2e);
+  p = fma(p, s, splat(2.0f / 7 * kLog2e));
+  p = fma(p, s, splat(2.0f / 5 * kLog2e));
+  p = fma(p, s, splat(2.0f / 3 * kLog2e));
+  p = fma(p, s, splat(2.0f * kLog2e));
+  return select((vi)(x == vf{}), splat(-kInf), fma(p, t, __builtin_convertvector(e, vf)));
+}
+
 FF_INLINE float tanh(float x) { return __builtin_tanhf(x); }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -1,0 +1,444 @@
+// Backward. One task = (batch, key head, part of the keys); a part is worked off in blocks whose gradients stay in
+// cache:
+//
+//     for each block of keys, for each query tile, for each tile of keys of the block
+//         X   = K Q^T,   P = exp(scale X - lse)                   [keys][lanes]
+//         dP  = V dO^T
+//         dS  = P (keep dP tanh(gate) / (1 - dropout_p) - delta)
+//         dV += (P keep / (1 - dropout_p) tanh(gate)) dO,   dK += dS^T Q,   dQ^T += K^T dS^T
+//
+// delta_i = sum_j p_ij dp_ij - dlse_i. Where one tile holds all keys that a query sees it is that sum itself, so that a
+// query with one key has a gradient of exactly 0; elsewhere it is dout_i . out_i - dlse_i, off by the rounding of out.
+//
+// A task owns its keys' dK and dV, and dQ of its rows too unless the keys are split; then each part leaves its dQ, and
+// parts are added in order. Where a bias is broadcast over batch or heads, one task takes all that share its gradient,
+// in order. So nothing is atomic and every result is the same in every run.
+#pragma once
+
+#include "cpu/arena.h"
+#include "cpu/attention_dropout.h"
+#include "cpu/attention_scores.h"
+#include "cpu/attention_softmax.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+struct BackwardPlan {
+  int64_t tiles;                     // query tiles of a (batch, key head)
+  int64_t part, parts;               // keys of a task, a multiple of kTileK
+  int64_t block;                     // keys whose dK and dV are held at once
+  int64_t batches, kv_heads, tasks;  // (batch, key head) pairs that one task takes: batches x kv_heads
+  int64_t dq_tile;                   // floats of dQ^T of one query tile
+  float* partial_dq;                 // [parts][B * Hk][tiles][dq_tile], or null
+  float* partial_sink;               // [B * H]
+  float* partial_gate;               // [parts][B * H]
+};
+
+constexpr int64_t kBlockBytes = 512 << 10;  // of dK and dV: a quarter of a common L2 cache
+
+template <class Engine>
+BackwardPlan plan_backward(const AttentionBackward& p) {
+  BackwardPlan plan{};
+  plan.tiles = ceil_div(Stack(p).rows, kTileQ);
+  plan.batches = p.dbias && p.dbias_stride[0] == 0 ? p.batch : 1;
+  plan.kv_heads = p.dbias && p.dbias_stride[1] == 0 ? p.kv_heads : 1;
+  const int64_t outer = (p.batch / plan.batches) * (p.kv_heads / plan.kv_heads), wanted = 3 * p.pool.threads;
+  const int64_t key_tiles = ceil_div(p.seq_k, Engine::kTileK);
+  const bool may_split = p.pool.threads > 1 && outer < wanted && !(p.dbias && p.dbias_stride[3] == 0);
+  const int64_t parts = may_split ? min_of(ceil_div(wanted, outer), key_tiles) : 1;
+  plan.part = ceil_div(key_tiles, parts) * Engine::kTileK;
+  plan.parts = ceil_div(p.seq_k, plan.part);
+  const int64_t row_bytes = (round_up(p.dim, 16) + round_up(p.dim_v, 16)) * int64_t(sizeof(float));
+  plan.block = min_of(plan.part, max_of<int64_t>(kBlockBytes / row_bytes / Engine::kTileK, 1) * Engine::kTileK);
+  plan.tasks = outer * plan.parts;
+  plan.dq_tile = round_up(p.dim, 16) * kTileQ;
+  return plan;
+}
+
+// Gradients of the rows of one block of keys: in place in the result where it is float and whole vectors wide.
+struct KeyGradient {
+  float* data;  // [block][ld]
+  int64_t ld;
+};
+
+template <class Engine>
+struct BackwardTask {
+  using T = typename Engine::Element;
+  using Packed = typename Engine::Packed;
+  using KeyOperand = Operand<Packed>;
+
+  const AttentionBackward& p;
+  const BackwardPlan& plan;
+  const ScoreUnits units;
+  const int64_t stack_rows;
+  int64_t part;
+
+  QueryTile* t;
+  float *scores, *rest, *dp, *dp_rest, *slope, *ds_bias;  // [kTileK][kTileQ]
+  int32_t* keep;
+  Packed *p_scratch, *ds_scratch;
+  Packed *q_lanes, *q_natural, *dout_lanes, *dout_natural;
+  T *q_rows, *dout_rows;
+  float* delta;  // [stack rows]
+  float *dq, *dk, *dv;
+  bool *dq_started, *touched;
+  Packed *k_scratch, *v_scratch, *kt_scratch;
+  KeyOperand *k_rows, *v_rows, *k_columns;  // of each tile of keys of the block
+  alignas(64) float lse_high[kTileQ], lse_low[kTileQ], lane_dlse[kTileQ], lane_sink[kTileQ], gate[kTileQ],
+      dgate[kTileQ];
+  alignas(64) float center[kTileQ], offset[kTileQ];  // ds = p ((dp - center) tanh(gate) - offset)
+
+  BackwardTask(const AttentionBackward& problem, const BackwardPlan& the_plan)
+      : p(problem), plan(the_plan), units(problem), stack_rows(Stack(problem).rows) {
+    with_arena([&](Arena& arena) {
+      constexpr int64_t tile = Engine::kTileK * kTileQ;
+      const int64_t key_tiles = plan.block / Engine::kTileK;
+      t = arena.take<QueryTile>(1);
+      scores = arena.take<float>(tile);
+      rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
+      dp = arena.take<float>(tile);
+      dp_rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
+      slope = p.softcap != 0 ? arena.take<float>(tile) : nullptr;
+      ds_bias = p.dbias ? arena.take<float>(tile) : nullptr;
+      keep = p.dropout_p > 0 ? arena.take<int32_t>(tile) : nullptr;
+      p_scratch = arena.take<Packed>(Engine::weights_scratch());
+      ds_scratch = arena.take<Packed>(Engine::weights_scratch());
+      q_lanes = arena.take<Packed>(Engine::lanes_size(p.dim));
+      q_natural = arena.take<Packed>(Engine::natural_size(p.dim));
+      dout_lanes = arena.take<Packed>(Engine::lanes_size(p.dim_v));
+      dout_natural = arena.take<Packed>(Engine::natural_size(p.dim_v));
+      q_rows = arena.take<T>(kTileQ * p.dim);
+      dout_rows = arena.take<T>(kTileQ * p.dim_v);
+      delta = arena.take<float>(stack_rows);
+      dq = plan.parts > 1 ? nullptr : arena.take<float>(plan.tiles * plan.dq_tile);
+      dk = arena.take<float>(plan.block * round_up(p.dim, 16));
+      dv = arena.take<float>(plan.block * round_up(p.dim_v, 16));
+      dq_started = arena.take<bool>(plan.tiles);
+      touched = arena.take<bool>(key_tiles);
+      k_scratch = arena.take<Packed>(key_tiles * Engine::key_scratch(p.dim));
+      v_scratch = arena.take<Packed>(key_tiles * Engine::key_scratch(p.dim_v));
+      kt_scratch = arena.take<Packed>(Engine::kSameColumns ? 0 : key_tiles * Engine::key_scratch(p.dim));
+      k_rows = arena.take<KeyOperand>(key_tiles);
+      v_rows = arena.take<KeyOperand>(key_tiles);
+      k_columns = arena.take<KeyOperand>(key_tiles);
+    });
+  }
+
+  void run(int64_t index) {
+    [[maybe_unused]] typename Engine::Session session;
+    part = index % plan.parts;
+    const int64_t outer = index / plan.parts, columns = p.kv_heads / plan.kv_heads;
+    const int64_t first_batch = outer / columns * plan.batches, first_head = outer % columns * plan.kv_heads;
+    for (int64_t batch = first_batch; batch < first_batch + plan.batches; batch++) {
+      for (int64_t head = first_head; head < first_head + plan.kv_heads; head++) run(batch, head);
+    }
+  }
+
+  void run(int64_t batch, int64_t kv_head) {
+    const int64_t pair = batch * p.kv_heads + kv_head;
+    if (plan.parts > 1) dq = plan.partial_dq + (part * p.batch * p.kv_heads + pair) * plan.tiles * plan.dq_tile;
+    compute_delta(batch, kv_head);
+    __builtin_memset(dq_started, 0, plan.tiles);
+    const int64_t begin = part * plan.part, end = min_of(begin + plan.part, p.seq_k);
+    for (int64_t key = begin; key < end; key += plan.block)
+      run_block(batch, kv_head, key, min_of(key + plan.block, end));
+    for (int64_t i = 0; i < plan.tiles; i++) {
+      if (!dq_started[i]) __builtin_memset(dq + i * plan.dq_tile, 0, plan.dq_tile * sizeof(float));
+      if (plan.parts == 1 && p.dq) write_dq(p, stack_rows, pair, i, dq + i * plan.dq_tile);
+    }
+  }
+
+  // delta, and with it the sink's gradient: dsink = - sum_i exp(sink - lse_i) delta_i.
+  void compute_delta(int64_t batch, int64_t kv_head) {
+    const int64_t group = p.heads / p.kv_heads, all = p.batch * p.heads * p.seq_q;
+    for (int64_t g = 0; g < group; g++) {
+      const int64_t head = kv_head * group + g, first = (batch * p.heads + head) * p.seq_q;
+      float dsink = 0;
+      for (int64_t i = 0; i < p.seq_q; i++) {
+        const float lse = p.lse[first + i];
+        const T *dout = row_of<T>(p.dout, batch, head, i), *out = row_of<T>(p.out, batch, head, i);
+        vf sum{};
+        int64_t d = 0;
+        for (; d + kLanes <= p.dim_v; d += kLanes) sum = fma(load_as_float(dout + d), load_as_float(out + d), sum);
+        if (d < p.dim_v) sum = fma(load_as_float(dout + d, p.dim_v - d), load_as_float(out + d, p.dim_v - d), sum);
+        float value = reduce_add(sum);
+        if (p.dlse && lse != -kInf) value -= p.dlse[first + i];
+        delta[g * p.seq_q + i] = value;
+        if (p.dsink && lse != -kInf)
+          dsink -= exp2(splat((p.sink[head] - lse - p.lse[first + i + all]) * kLog2e))[0] * value;
+      }
+      if (p.dsink && part == 0) plan.partial_sink[batch * p.heads + head] = dsink;
+      if (p.dgate) plan.partial_gate[(part * p.batch + batch) * p.heads + head] = 0;
+    }
+  }
+
+  void run_block(int64_t batch, int64_t kv_head, int64_t begin, int64_t end) {
+    const int64_t first_row = (batch * p.kv_heads + kv_head) * p.seq_k + begin;
+    const KeyGradient dk_block = gradient_block(p.dk, first_row, p.dim, dk),
+                      dv_block = gradient_block(p.dv, first_row, p.dim_v, dv);
+    load_keys(batch, kv_head, begin, end);
+    for (int64_t i = 0; i < plan.tiles; i++) {
+      const int64_t row = i * kTileQ;
+      set_tile(p, batch, kv_head, row, min_of<int64_t>(kTileQ, stack_rows - row), *t);
+      if (max_of(t->key_begin, begin) >= min_of(t->key_end, end)) continue;
+      load_queries();
+      const int64_t first = max_of<int64_t>(t->key_begin - begin, 0) / Engine::kTileK * Engine::kTileK;
+      for (int64_t key = begin + first; key < min_of(end, t->key_end); key += Engine::kTileK) {
+        run_tile(i, key, min_of(key + Engine::kTileK, end), begin, dk_block, dv_block);
+      }
+      if (p.dgate) {
+        for (int lane = 0; lane < t->rows; lane++) {
+          plan.partial_gate[(part * p.batch + batch) * p.heads + t->head[lane]] += dgate[lane];
+        }
+      }
+    }
+    for (int64_t key = begin; key < end; key += Engine::kTileK) {
+      if (touched[(key - begin) / Engine::kTileK]) continue;
+      const int64_t at = key - begin, n = min_of(Engine::kTileK, end - key);
+      if (p.dk) __builtin_memset(dk_block.data + at * dk_block.ld, 0, n * dk_block.ld * sizeof(float));
+      if (p.dv) __builtin_memset(dv_block.data + at * dv_block.ld, 0, n * dv_block.ld * sizeof(float));
+    }
+    if (p.dk) write_keys(dk_block, end - begin, p.dim, p.scale, static_cast<T*>(p.dk) + first_row * p.dim);
+    if (p.dv) write_keys(dv_block, end - begin, p.dim_v, 1.0f, static_cast<T*>(p.dv) + first_row * p.dim_v);
+  }
+
+  static KeyGradient gradient_block(void* result, int64_t row, int64_t dim, float* scratch) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (result && dim % kLanes == 0) return {static_cast<float*>(result) + row * dim, dim};
+    }
+    return {scratch, round_up(dim, 16)};
+  }
+
+  static void write_keys(const KeyGradient& from, int64_t rows, int64_t dim, float factor, T* to) {
+    if ((const void*)from.data == (const void*)to && factor == 1.0f) return;
+    const vf f = splat(factor);
+    for (int64_t row = 0; row < rows; row++, to += dim) {
+      const float* at = from.data + row * from.ld;
+      int64_t d = 0;
+      for (; d + kLanes <= dim; d += kLanes) store_as(to + d, load(at + d) * f);
+      if (d < dim) store_as(to + d, load(at + d, int(dim - d)) * f, int(dim - d));
+    }
+  }
+
+  void load_keys(int64_t batch, int64_t kv_head, int64_t begin, int64_t end) {
+    for (int64_t key = begin, i = 0; key < end; key += Engine::kTileK, i++) {
+      const int64_t n = min_of(Engine::kTileK, end - key), available = p.seq_k - key;
+      const T *k = row_of<T>(p.k, batch, kv_head, key), *v = row_of<T>(p.v, batch, kv_head, key);
+      touched[i] = false;
+      k_rows[i] =
+          Engine::rows_operand(k, p.k.stride[2], n, available, p.dim, k_scratch + i * Engine::key_scratch(p.dim));
+      v_rows[i] =
+          Engine::rows_operand(v, p.v.stride[2], n, available, p.dim_v, v_scratch + i * Engine::key_scratch(p.dim_v));
+      if constexpr (Engine::kSameColumns) {
+        k_columns[i] = k_rows[i];
+      } else {
+        k_columns[i] = Engine::columns_operand(k, p.k.stride[2], n, p.dim, kt_scratch + i * Engine::key_scratch(p.dim));
+      }
+    }
+  }
+
+  void load_queries() {
+    const TileRows<T> q = tile_rows<T>(p.q, p.dim, *t, q_rows), dout = tile_rows<T>(p.dout, p.dim_v, *t, dout_rows);
+    Engine::pack_lanes(q.data, q.stride, t->rows, p.dim, q_lanes, t->lanes);
+    Engine::pack_lanes(dout.data, dout.stride, t->rows, p.dim_v, dout_lanes, t->lanes);
+    if (p.dk) Engine::pack_natural(q.data, q.stride, t->rows, p.dim, q_natural);
+    if (p.dv) Engine::pack_natural(dout.data, dout.stride, t->rows, p.dim_v, dout_natural);
+    for (int lane = 0; lane < t->lanes; lane += kLanes) load_lse(p, p.lse, *t, lane, lse_high + lane, lse_low + lane);
+    const int64_t first = t->row % stack_rows;
+    for (int lane = 0; lane < t->lanes; lane++) {
+      const bool real = lane < t->rows && lse_high[lane] != kInf;
+      offset[lane] = real ? delta[first + lane] : 0;
+      lane_dlse[lane] = real && p.dlse ? p.dlse[t->row + lane] : 0;
+      center[lane] = lane_sink[lane] = dgate[lane] = 0;
+    }
+    if (p.sink) {
+      head_values(p.sink, *t, lane_sink);
+      for (int lane = 0; lane < t->lanes; lane += kLanes) {
+        const vf logit = load(lane_sink + lane) - load(lse_high + lane) - load(lse_low + lane);
+        store(lane_sink + lane, exp2(logit * splat(kLog2e)));
+      }
+    }
+    if (p.gate) {
+      head_values(p.gate, *t, gate);
+      for (int lane = 0; lane < t->lanes; lane += kLanes) store(gate + lane, tanh(load(gate + lane)));
+    }
+  }
+
+  void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, KeyGradient dk_block, KeyGradient dv_block) {
+    const int64_t index = (key - begin) / Engine::kTileK, lanes = t->lanes;
+    const KeyRange keys = visible_keys(*t, key, last);
+    const int64_t n = keys.size(), skipped = keys.begin - key;
+    if (n <= 0) return;
+    const auto p_weights = Engine::weights(scores, lanes, p_scratch, false, true);
+    const auto ds_weights = Engine::weights(dp, lanes, ds_scratch, true, true);
+
+    Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, scores, rest);
+    finish_scores(p, units, *t, keys, scores, rest, slope);
+    Engine::scores_product(n, lanes, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, dp, dp_rest);
+    if (keep) dropout_tile(p, *t, keys.begin, n, keep);
+    const bool whole = keys.begin <= t->key_begin && keys.end == t->key_end;  // all that these queries see
+    for (int lane = 0; lane < lanes; lane += kLanes) {
+      if (whole) find_probabilities(n, lane);
+      if (whole) gradient_column<true>(n, lane, p_weights, ds_weights);
+      if (!whole) gradient_column<false>(n, lane, p_weights, ds_weights);
+    }
+    p_weights.finish(n);
+    ds_weights.finish(n);
+    if (p.dbias) add_bias_gradient(*t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
+
+    bool accumulate = touched[index];
+    if (!accumulate && n < last - key) {
+      const int64_t at = key - begin;
+      if (p.dk) __builtin_memset(dk_block.data + at * dk_block.ld, 0, (last - key) * dk_block.ld * sizeof(float));
+      if (p.dv) __builtin_memset(dv_block.data + at * dv_block.ld, 0, (last - key) * dv_block.ld * sizeof(float));
+      accumulate = true;
+    }
+    touched[index] = true;
+    const int64_t at = keys.begin - begin;
+    if (p.dv) {
+      Engine::lanes_product(n, p.dim_v, t->rows, p_weights.by_lanes(), lanes, dout_natural,
+                            dv_block.data + at * dv_block.ld, dv_block.ld, accumulate);
+    }
+    if (p.dk) {
+      Engine::lanes_product(n, p.dim, t->rows, ds_weights.by_lanes(), lanes, q_natural,
+                            dk_block.data + at * dk_block.ld, dk_block.ld, accumulate);
+    }
+    if (p.dq) {
+      Engine::columns_product(p.dim, lanes, n, Engine::skip_columns(k_columns[index], skipped), ds_weights.by_keys(),
+                              dq + i * plan.dq_tile, dq_started[i]);
+      dq_started[i] = true;
+    }
+  }
+
+  // dP of one vector of lanes as it reaches the scores' probabilities: dropped and scaled like them, before the gate.
+  FF_INLINE vf received(int64_t at, vf kept_share) const {
+    const vf g = load(dp + at);
+    return keep ? (vf)((vi)(g * kept_share) & load(keep + at)) : g;
+  }
+
+  FF_INLINE vf find_probability(int64_t at, vf high, vf low) const {
+    return probability<Engine::kShortExp>(scores + at, rest ? rest + at : nullptr, units, high, low);
+  }
+
+  // One vector of lanes: scores become probabilities, and delta is summed from them in two steps,
+  //     center = sum_j p_j dp_j,   delta = center (1 - p_sink) + sum_j p_j (dp_j - center),
+  // the second tiny where one key has nearly all probability, and its error too; left out where p is short of float32.
+  void find_probabilities(int64_t n, int lane) {
+    const vf high = load(lse_high + lane), low = load(lse_low + lane), kept_share = splat(1 / (1 - p.dropout_p));
+    vf sum{}, correction{};
+    for (int64_t j = 0; j < n; j++) {
+      const int64_t at = j * t->lanes + lane;
+      const vf prob = find_probability(at, high, low);
+      store(scores + at, prob);
+      sum = fma(prob, received(at, kept_share), sum);
+    }
+    if constexpr (!Engine::kShortExp) {
+      for (int64_t j = 0; j < n; j++) {
+        const int64_t at = j * t->lanes + lane;
+        correction = fma(load(scores + at), received(at, kept_share) - sum, correction);
+      }
+      correction -= load(lane_sink + lane) * sum;
+    }
+    const vf open = p.gate ? load(gate + lane) : splat(1.0f);
+    store(center + lane, sum);
+    store(offset + lane, correction * open - load(lane_dlse + lane));
+  }
+
+  // One vector of lanes: from products to the weights P and dS.
+  template <bool kHaveProbabilities>
+  void gradient_column(int64_t n, int lane, const typename Engine::Weights& p_weights,
+                       const typename Engine::Weights& ds_weights) {
+    const vf high = load(lse_high + lane), low = load(lse_low + lane), middle = load(center + lane),
+             from = load(offset + lane);
+    const vf open = p.gate ? load(gate + lane) : splat(1.0f), kept_share = splat(1 / (1 - p.dropout_p));
+    vf gate_sum = load(dgate + lane);
+    const int64_t lanes = t->lanes;
+    for (int64_t j = 0; j < n; j += 2) {
+      vf weight[2] = {}, ds[2] = {};
+      const int rows = j + 1 < n ? 2 : 1;
+      for (int r = 0; r < rows; r++) {
+        const int64_t at = (j + r) * lanes + lane;
+        const vf prob = kHaveProbabilities ? load(scores + at) : find_probability(at, high, low);
+        const vf g = received(at, kept_share);
+        weight[r] = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;
+        if (p.gate) {
+          gate_sum = fma(prob, g, gate_sum);
+          weight[r] *= open;
+        }
+        ds[r] = prob * fma(g - middle, open, -from);
+        if (p.dbias) store(ds_bias + at, ds[r]);
+        if (slope) ds[r] *= load(slope + at);
+      }
+      p_weights.put(j, lane, weight[0], weight[1], rows == 2);
+      ds_weights.put(j, lane, ds[0], ds[1], rows == 2);
+    }
+    store(dgate + lane, gate_sum);
+  }
+
+  static void write_dq(const AttentionBackward& p, int64_t stack_rows, int64_t pair, int64_t tile, float* transposed) {
+    const int64_t row = tile * kTileQ, rows = min_of<int64_t>(kTileQ, stack_rows - row), lanes = round_up(rows, kLanes);
+    const vf scale = splat(p.scale);
+    for (int64_t i = 0; i < p.dim * lanes; i += kLanes) store(transposed + i, load(transposed + i) * scale);
+    transpose(transposed, lanes, p.dim, rows, static_cast<T*>(p.dq) + (pair * stack_rows + row) * p.dim, p.dim);
+  }
+
+  // Adds the parts of one query tile of one (batch, key head), in order.
+  static void merge_dq(const AttentionBackward& p, const BackwardPlan& plan, int64_t index) {
+    const int64_t all = p.batch * p.kv_heads * plan.tiles * plan.dq_tile;
+    float* sum = plan.partial_dq + index * plan.dq_tile;
+    for (int64_t other = 1; other < plan.parts; other++) {
+      for (int64_t i = 0; i < plan.dq_tile; i += kLanes) store(sum + i, load(sum + i) + load(sum + other * all + i));
+    }
+    write_dq(p, Stack(p).rows, index / plan.tiles, index % plan.tiles, sum);
+  }
+};
+
+template <class Engine>
+void attention_bwd(const AttentionBackward& p) {
+  struct Context {
+    const AttentionBackward& p;
+    BackwardPlan plan;
+  } context{p, plan_backward<Engine>(p)};
+  BackwardPlan& plan = context.plan;
+  const int64_t pairs = p.batch * p.kv_heads, heads = p.batch * p.heads;
+  const int64_t dq_size = plan.parts > 1 ? plan.parts * pairs * plan.tiles * plan.dq_tile : 0;
+  float* memory = nullptr;
+  if (dq_size || p.dsink || p.dgate) {
+    memory = static_cast<float*>(__builtin_malloc((dq_size + (plan.parts + 1) * heads) * sizeof(float)));
+    plan.partial_dq = memory;
+    plan.partial_sink = memory + dq_size;
+    plan.partial_gate = plan.partial_sink + heads;
+  }
+  parallel_for(
+      p.pool, plan.tasks,
+      [](void* argument, int64_t index, int) {
+        const Context& c = *static_cast<Context*>(argument);
+        BackwardTask<Engine>(c.p, c.plan).run(index);
+      },
+      &context);
+  if (plan.parts > 1 && p.dq) {
+    parallel_for(
+        p.pool, pairs * plan.tiles,
+        [](void* argument, int64_t index, int) {
+          const Context& c = *static_cast<Context*>(argument);
+          BackwardTask<Engine>::merge_dq(c.p, c.plan, index);
+        },
+        &context);
+  }
+  for (int64_t h = 0; h < p.heads; h++) {
+    float dsink = 0, dgate = 0;
+    for (int64_t b = 0; b < p.batch; b++) {
+      if (p.dsink) dsink += plan.partial_sink[b * p.heads + h];
+      for (int64_t part = 0; p.dgate && part < plan.parts; part++) {
+        dgate += plan.partial_gate[(part * p.batch + b) * p.heads + h];
+      }
+    }
+    if (p.dsink) p.dsink[h] = dsink;
+    if (p.dgate) {
+      const float open = tanh(p.gate[h]);
+      p.dgate[h] = (1 - open * open) * dgate;
+    }
+  }
+  __builtin_free(memory);
+}
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -1,0 +1,249 @@
+// Forward. One task = (batch, key head, block of query tiles, range of keys):
+//
+//     for each tile of keys, for each query tile of the block that sees any of it
+//         X = K Q^T      [keys][lanes]
+//         P = softmax    online, attention_softmax.h
+//         O^T += V^T P   [Dv][lanes]
+//     out = O^T / l, transposed once
+//
+// A block holds several query tiles where tiles of K and V have to be packed, so that the packing is shared. Keys are
+// split only where there would be too few tasks: each range then leaves a normalised float partial and its lse, merged
+// in order.
+#pragma once
+
+#include "cpu/arena.h"
+#include "cpu/attention_dropout.h"
+#include "cpu/attention_softmax.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+struct ForwardPlan {
+  int64_t tiles;          // query tiles of a (batch, key head)
+  int64_t block, blocks;  // tiles of a task, tasks of a (batch, key head)
+  int64_t split, splits;  // keys of a task, a multiple of kTileK
+  int64_t tasks;
+  float* partial_out;  // [splits][B, H, Sq, Dv] or null
+  float* partial_lse;  // [splits][2, B, H, Sq] or null
+};
+
+template <class Engine>
+ForwardPlan plan_forward(const AttentionForward& p) {
+  ForwardPlan plan{};
+  const int64_t heads = p.batch * p.kv_heads, wanted = 3 * p.pool.threads;
+  plan.tiles = ceil_div(Stack(p).rows, kTileQ);
+  plan.block = Engine::kPacksKeys ? min_of<int64_t>(4, plan.tiles) : 1;
+  while (plan.block > 1 && heads * ceil_div(plan.tiles, plan.block) < wanted) plan.block /= 2;
+  plan.blocks = ceil_div(plan.tiles, plan.block);
+  const int64_t tasks = heads * plan.blocks, key_tiles = ceil_div(p.seq_k, Engine::kTileK);
+  const int64_t splits =
+      p.pool.threads > 1 && tasks < wanted ? min_of(ceil_div(wanted, tasks), ceil_div(key_tiles, 4)) : 1;
+  plan.split = ceil_div(key_tiles, splits) * Engine::kTileK;
+  plan.splits = ceil_div(p.seq_k, plan.split);
+  plan.tasks = tasks * plan.splits;
+  return plan;
+}
+
+template <class Engine>
+struct ForwardTile {
+  QueryTile tile;
+  SoftmaxState state;
+  typename Engine::Packed* queries;  // pack_lanes
+  float* out;                        // O^T [Dv][lanes]
+  bool started;
+};
+
+// out = O^T tanh(gate) / ((1 - dropout_p) l), and with a sink exp(lse without it - lse) times that.
+template <class Engine, class Out>
+void finish_forward(const AttentionProblem& p, const ScoreUnits& units, ForwardTile<Engine>& work, bool whole, Out* out,
+                    float* lse) {
+  const QueryTile& t = work.tile;
+  alignas(64) float high[kTileQ], low[kTileQ], factors[kTileQ], values[kTileQ];
+  const vf none = splat(-kInf), unit = splat(units.unit);
+  if (!work.started) work.state.reset(t.lanes);
+  for (int lane = 0; lane < t.lanes; lane += kLanes) {
+    const vf l = load(work.state.sum + lane), m = load(work.state.max + lane), s = m * unit;
+    const vi empty = (vi)(l == vf{});
+    vf rest;
+    const vf lse = two_sum(s, log2(l) * splat(kLn2), rest);
+    store(high + lane, select(empty, none, lse));
+    store(low + lane, select(empty, vf{}, rest + fma_exact(m, unit, -s)));
+    store(factors + lane, select(empty, vf{}, splat(1 / (1 - p.dropout_p)) / l));
+  }
+  if (whole && p.sink) {
+    head_values(p.sink, t, values);
+    for (int lane = 0; lane < t.lanes; lane += kLanes) {
+      const vf a = load(high + lane), b = load(values + lane), top = max(a, b);
+      const vf base = select((vi)(top == none), vf{}, top);
+      const vf share = exp2((a - base + load(low + lane)) * splat(kLog2e)),
+               sum = share + exp2((b - base) * splat(kLog2e));
+      vf rest;
+      const vf lse = two_sum(base, log2(sum) * splat(kLn2), rest);
+      const vi empty = (vi)(sum == vf{});
+      store(high + lane, select(empty, none, lse));
+      store(low + lane, select(empty, vf{}, rest));
+      store(factors + lane, select(empty, vf{}, load(factors + lane) * (share / sum)));
+    }
+  }
+  if (whole && p.gate) {
+    head_values(p.gate, t, values);
+    for (int lane = 0; lane < t.lanes; lane += kLanes)
+      store(factors + lane, load(factors + lane) * tanh(load(values + lane)));
+  }
+  __builtin_memcpy(lse + t.row, high, t.rows * sizeof(float));
+  __builtin_memcpy(lse + t.row + p.batch * p.heads * p.seq_q, low, t.rows * sizeof(float));
+  Out* rows = out + t.row * p.dim_v;
+  if (!work.started) {
+    __builtin_memset(rows, 0, t.rows * p.dim_v * sizeof(Out));
+    return;
+  }
+  for (int64_t d = 0; d < p.dim_v; d++) {
+    for (int lane = 0; lane < t.lanes; lane += kLanes) {
+      float* at = work.out + d * t.lanes + lane;
+      store(at, load(at) * load(factors + lane));
+    }
+  }
+  transpose(work.out, t.lanes, p.dim_v, t.rows, rows, p.dim_v);
+}
+
+template <class Engine>
+void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t index) {
+  using T = typename Engine::Element;
+  using Packed = typename Engine::Packed;
+  const int64_t split = index % plan.splits, block = index / plan.splits % plan.blocks;
+  const int64_t head = index / plan.splits / plan.blocks, batch = head / p.kv_heads, kv_head = head % p.kv_heads;
+  const int64_t first_tile = block * plan.block, tiles = min_of(plan.block, plan.tiles - first_tile);
+  const int64_t keys_begin = split * plan.split, keys_end = min_of(keys_begin + plan.split, p.seq_k);
+  const int64_t stack_rows = Stack(p).rows;
+  const ScoreUnits units(p);
+
+  ForwardTile<Engine>* work;
+  float *scores, *rest;
+  int32_t* keep;
+  Packed *key_scratch, *value_scratch, *weight_scratch;
+  T* row_scratch;
+  with_arena([&](Arena& arena) {
+    work = arena.take<ForwardTile<Engine>>(tiles);
+    scores = arena.take<float>(Engine::kTileK * kTileQ);
+    rest = keeps_rest<Engine>(p) ? arena.take<float>(Engine::kTileK * kTileQ) : nullptr;
+    keep = p.dropout_p > 0 ? arena.take<int32_t>(Engine::kTileK * kTileQ) : nullptr;
+    key_scratch = arena.take<Packed>(Engine::key_scratch(p.dim));
+    value_scratch = arena.take<Packed>(Engine::key_scratch(p.dim_v));
+    weight_scratch = arena.take<Packed>(Engine::weights_scratch());
+    row_scratch = arena.take<T>(kTileQ * p.dim);
+    for (int64_t i = 0; i < tiles; i++) {
+      Packed* queries = arena.take<Packed>(Engine::lanes_size(p.dim));
+      float* out = arena.take<float>(round_up(p.dim_v, 16) * kTileQ);
+      if (work) work[i].queries = queries, work[i].out = out;
+    }
+  });
+  [[maybe_unused]] typename Engine::Session session;
+
+  int64_t begin = keys_end, end = keys_begin;  // keys that any tile sees
+  for (int64_t i = 0; i < tiles; i++) {
+    QueryTile& t = work[i].tile;
+    const int64_t row = (first_tile + i) * kTileQ;
+    set_tile(p, batch, kv_head, row, min_of<int64_t>(kTileQ, stack_rows - row), t);
+    const TileRows<T> q = tile_rows<T>(p.q, p.dim, t, row_scratch);
+    Engine::pack_lanes(q.data, q.stride, t.rows, p.dim, work[i].queries, t.lanes);
+    work[i].state.reset(t.lanes);
+    work[i].started = false;
+    begin = min_of(begin, t.key_begin);
+    end = max_of(end, t.key_end);
+  }
+  begin = keys_begin + max_of<int64_t>(begin - keys_begin, 0) / Engine::kTileK * Engine::kTileK;
+  end = min_of(end, keys_end);
+
+  for (int64_t key = begin; key < end; key += Engine::kTileK) {
+    const int64_t last = min_of(key + Engine::kTileK, end);
+    const Operand<Packed> k = Engine::rows_operand(row_of<T>(p.k, batch, kv_head, key), p.k.stride[2], last - key,
+                                                   p.seq_k - key, p.dim, key_scratch);
+    const Operand<Packed> v =
+        Engine::columns_operand(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], last - key, p.dim_v, value_scratch);
+    for (int64_t i = 0; i < tiles; i++) {
+      const QueryTile& t = work[i].tile;
+      const KeyRange keys = visible_keys(t, key, last);
+      const int64_t n = keys.size(), skipped = keys.begin - key;
+      if (n <= 0) continue;
+      Engine::scores_product(n, t.lanes, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest);
+      finish_scores(p, units, t, keys, scores, rest);
+      if (keep) dropout_tile(p, t, keys.begin, n, keep);
+      const auto weights = Engine::weights(scores, t.lanes, weight_scratch, true, false);
+      const bool moved = softmax_tile<Engine>(scores, rest, n, t.lanes, units, work[i].state, keep, weights);
+      if (moved && work[i].started) {
+        for (int64_t d = 0; d < p.dim_v; d++) {
+          for (int lane = 0; lane < t.lanes; lane += kLanes) {
+            float* at = work[i].out + d * t.lanes + lane;
+            store(at, load(at) * load(work[i].state.rescale + lane));
+          }
+        }
+      }
+      Engine::columns_product(p.dim_v, t.lanes, n, Engine::skip_columns(v, skipped), weights.by_keys(), work[i].out,
+                              work[i].started);
+      work[i].started = true;
+    }
+  }
+  const int64_t rows = p.batch * p.heads * p.seq_q;
+  for (int64_t i = 0; i < tiles; i++) {
+    if (plan.splits > 1) {
+      finish_forward(p, units, work[i], false, plan.partial_out + split * rows * p.dim_v,
+                     plan.partial_lse + split * 2 * rows);
+    } else {
+      finish_forward(p, units, work[i], true, static_cast<T*>(p.out), p.lse);
+    }
+  }
+}
+
+// One row: out = sum_s exp(lse_s - lse) out_s over the ranges s of keys, then sink and gate.
+template <class T>
+void merge_row(const AttentionForward& p, const ForwardPlan& plan, int64_t row) {
+  const int64_t rows = p.batch * p.heads * p.seq_q, head = row / p.seq_q % p.heads;
+  const float *high = plan.partial_lse + row, *low = high + rows;
+  float top = p.sink ? p.sink[head] : -kInf;
+  for (int64_t s = 0; s < plan.splits; s++) top = max_of(top, high[2 * s * rows]);
+  const float base = top == -kInf ? 0 : top;
+  const auto share = [&](float lse, float rest) { return exp2(splat((lse - base + rest) * kLog2e))[0]; };
+  float sum = p.sink ? share(p.sink[head], 0) : 0;
+  for (int64_t s = 0; s < plan.splits; s++) sum += share(high[2 * s * rows], low[2 * s * rows]);
+  vf rest;
+  const vf lse = two_sum(splat(base), log2(splat(sum)) * splat(kLn2), rest);
+  p.lse[row] = sum == 0 ? -kInf : lse[0];
+  p.lse[row + rows] = sum == 0 ? 0 : rest[0];
+  const float factor = sum == 0 ? 0 : (p.gate ? tanh(p.gate[head]) : 1) / sum;
+  T* out = static_cast<T*>(p.out) + row * p.dim_v;
+  for (int64_t d = 0; d < p.dim_v; d += kLanes) {
+    const int n = int(min_of<int64_t>(p.dim_v - d, kLanes));
+    vf total{};
+    for (int64_t s = 0; s < plan.splits; s++) {
+      const float weight = factor * share(high[2 * s * rows], low[2 * s * rows]);
+      total = fma(splat(weight), load(plan.partial_out + (s * rows + row) * p.dim_v + d, n), total);
+    }
+    store_as(out + d, total, n);
+  }
+}
+
+template <class Engine>
+void attention_fwd(const AttentionForward& p) {
+  struct Context {
+    const AttentionForward& p;
+    ForwardPlan plan;
+  } context{p, plan_forward<Engine>(p)};
+  ForwardPlan& plan = context.plan;
+  const int64_t rows = p.batch * p.heads * p.seq_q;
+  if (plan.splits > 1) {
+    plan.partial_out = static_cast<float*>(__builtin_malloc(plan.splits * rows * (p.dim_v + 2) * sizeof(float)));
+    plan.partial_lse = plan.partial_out + plan.splits * rows * p.dim_v;
+  }
+  parallel_for(
+      p.pool, plan.tasks,
+      [](void* argument, int64_t index, int) {
+        const Context& c = *static_cast<Context*>(argument);
+        forward_task<Engine>(c.p, c.plan, index);
+      },
+      &context);
+  if (plan.splits > 1) {
+    for (int64_t row = 0; row < rows; row++) merge_row<typename Engine::Element>(p, plan, row);
+    __builtin_free(plan.partial_out);
+  }
+}
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -1,0 +1,90 @@
+// From products to scores, in place on a tile [keys][lanes].
+//
+// Natural scores are s = unit x. The usual call, without softcap and bias, needs nothing here: the products serve as x
+// with unit = scale > 0. Otherwise the tile is made to hold s itself, unit = 1. Either way
+//     exp(s - r) = exp2((x - r / unit) c),   c = unit log2(e)
+// where the difference comes first: it is small where it matters, so that large scores cost no accuracy.
+//
+// A product of float32 has an error of some 2^-24 |q| |k|, which exp turns into a relative one. Over many scores that
+// is as large for everybody; a small problem, where it costs nothing, is computed in double and its scores kept as x +
+// rest.
+#pragma once
+
+#include "cpu/attention_bias.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+struct ScoreUnits {
+  bool plain;
+  float unit, c;
+  explicit ScoreUnits(const AttentionProblem& p)
+      : plain(p.softcap == 0 && !p.bias && p.scale > 0), unit(plain ? p.scale : 1.0f), c(unit * kLog2e) {}
+};
+
+template <class Engine>
+bool keeps_rest(const AttentionProblem& p) {
+  constexpr int64_t kSmall = 1 << 18;  // multiplications: some microseconds
+  return sizeof(typename Engine::Element) == 4 && p.batch * p.heads * p.seq_q * p.seq_k * p.dim <= kSmall;
+}
+
+// slope[n][lanes], or null: ds / d(scale q k^T), needed by the backward of softcap only.
+inline void apply_softcap(float scale, float softcap, int64_t count, float* tile, float* slope) {
+  const vf inner = splat(scale / softcap), outer = splat(softcap);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const vf u = tanh(load(tile + i) * inner);
+    store(tile + i, u * outer);
+    if (slope) store(slope + i, splat(1.0f) - u * u);
+  }
+}
+
+inline void hide_keys(const QueryTile& t, int64_t begin, int64_t n, float* tile) {
+  for (int lane = 0; lane < t.lanes; lane += kLanes) {
+    const vi lo = load(t.lo + lane), hi = load(t.hi + lane);
+    for (int64_t j = 0; j < n; j++) {
+      const vi key = splat(int32_t(begin + j));
+      float* at = tile + j * t.lanes + lane;
+      store(at, select((vi)((key >= lo) & (key < hi)), load(at), splat(-kInf)));
+    }
+  }
+}
+
+// tile = scale tile, or softcap of that, whose rest is dropped; rest may be null
+inline void scale_scores(const AttentionProblem& p, int64_t count, float* tile, float* rest, float* slope) {
+  if (p.softcap != 0) {
+    apply_softcap(p.scale, p.softcap, count, tile, slope);
+    if (rest) __builtin_memset(rest, 0, count * sizeof(float));
+    return;
+  }
+  const vf scale = splat(p.scale);
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const vf x = load(tile + i), s = x * scale;
+    store(tile + i, s);
+    if (rest) store(rest + i, fma(load(rest + i), scale, fma_exact(x, scale, -s)));
+  }
+}
+
+inline void finish_scores(const AttentionProblem& p, const ScoreUnits& units, const QueryTile& t, KeyRange keys,
+                          float* tile, float* rest, float* slope = nullptr) {
+  const int64_t n = keys.size(), count = n * t.lanes;
+  if (!units.plain) {
+    scale_scores(p, count, tile, rest, slope);
+    if (p.bias) add_bias(p, t, keys.begin, n, tile, rest);
+  }
+  if (keys.begin < t.all_begin || keys.end > t.all_end) hide_keys(t, keys.begin, n, tile);
+}
+
+template <bool kShort>
+FF_INLINE vf exp2_as(vf x) {
+  return kShort ? exp2_short(x) : exp2(x);
+}
+
+// exp(unit (x + rest) - lse) where lse = high + low; high = +inf gives 0. rest may be null.
+template <bool kShort>
+FF_INLINE vf probability(const float* x, const float* rest, const ScoreUnits& units, vf high, vf low) {
+  const vf unit = splat(units.unit);
+  vf s = fma_exact(load(x), unit, -high) - low;
+  if (rest) s = fma(load(rest), unit, s);
+  return exp2_as<kShort>(s * splat(kLog2e));
+}
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -1,0 +1,2 @@
+#define FASTFUSE_ISA amx
+#include "cpu/attention_kernels.h"

@@ -1,0 +1,2 @@
+#define FASTFUSE_ISA portable
+#include "cpu/attention_kernels.h"
