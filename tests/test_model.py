@@ -29,14 +29,15 @@ def inputs(batch=3, captions=2, length=9):
     return images, tokens
 
 
-@pytest.mark.parametrize("changes", [{}, {"caption_queries": 5}, {"stem": "patch"}, {"tie_embeddings": False}], ids=str)
-def test_fused_and_eager_give_the_same_losses_and_gradients(changes):
+@pytest.mark.parametrize("hide_words", [False, True], ids=["read", "look"])
+@pytest.mark.parametrize("changes", [{}, {"caption_queries": 5, "stem": "patch", "tie_embeddings": False}], ids=str)
+def test_fused_and_eager_give_the_same_losses_and_gradients(changes, hide_words):
     images, tokens = inputs()
     ids = torch.tensor([4, 7, 4])
     results = {}
     for attention in ("eager", "fused"):
         model = build(attention, **changes)
-        losses = model(images, tokens, ids)
+        losses = model(images, tokens, ids, hide_words)
         losses.total.backward()
         results[attention] = losses, {name: p.grad for name, p in model.named_parameters()}
     (eager, eager_grads), (fused, fused_grads) = results["eager"], results["fused"]
@@ -67,6 +68,20 @@ def test_captions_of_a_picture_are_independent():
     together = model(images, tokens).caption
     alone = torch.stack([model(images, tokens[:, i]).caption for i in range(3)])
     torch.testing.assert_close(together, alone.mean())
+
+
+def test_hidden_words_are_not_read():
+    """The caption loss then depends on the words as targets only: shuffling them permutes what each position must say."""
+    images, tokens = inputs(captions=1)
+    model = build().eval()
+    swapped = tokens.clone()
+    swapped[1, 0, 1:4] = tokens[1, 0, 1:4].flip(0)
+    with torch.no_grad():
+        hidden = model._nothing_read(tokens[:, 0])
+        assert torch.equal(hidden, model._nothing_read(swapped[:, 0]))
+    read = [model(images, t).caption for t in (tokens, swapped)]
+    assert not torch.equal(*read)
+    assert torch.isfinite(model(images, tokens, hide_words=True).caption)
 
 
 def test_padding_changes_nothing():

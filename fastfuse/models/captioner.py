@@ -268,22 +268,32 @@ class Captioner(nn.Module):
         self._clip_loss = operations.clip_loss
         self._linear_cross_entropy = operations.linear_cross_entropy
 
-    def forward(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None) -> Losses:
+    def forward(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None, hide_words: bool = False) -> Losses:
         """Losses of B pictures with C captions each; the contrastive one takes the first of them.
 
         Args:
             images: (B, 3, image_size, image_size) float.
             tokens: (B, C, S) or (B, S) int64: bos, words, eos, then pad.
             ids: (B,) int64, equal where captions say the same; None where no two do.
+            hide_words: the decoder gets no words and must find all of the first caption's in the picture at once. It
+                learns to look before it learns which words go together (CapPa, Tschannen et al. 2023,
+                https://arxiv.org/abs/2306.07915), and so can say what it has never read.
         """
         config = self.config
         tokens = tokens if tokens.dim() == 3 else tokens[:, None]
+        tokens = tokens[:, :1] if hide_words else tokens
+        batch, captions, _ = tokens.shape
+        rows = tokens.flatten(0, 1)
+
         context, image_feature = self.encode_image(images)
-        hidden, text_feature = self.encode_text(tokens.flatten(0, 1))
-        first_caption = text_feature.unflatten(0, tokens.shape[:2])[:, 0]
-        contrastive = self._clip_loss(image_feature, first_caption, self.logit_scale.exp(), ids=ids)
-        hidden = self.fuse(hidden, self.project_image(context), self._span(tokens.flatten(0, 1)))
-        target = F.pad(tokens[..., 1:], (0, 1), value=config.pad_id)
+        hidden, text_feature = self.encode_text(rows)
+        contrastive = self._clip_loss(
+            image_feature, text_feature.unflatten(0, (batch, captions))[:, 0], self.logit_scale.exp(), ids=ids
+        )
+        if hide_words:
+            hidden = self._nothing_read(rows)
+        hidden = self.fuse(hidden, self.project_image(context), self._span(rows))
+        target = F.pad(rows[:, 1:], (0, 1), value=config.pad_id)
         caption = self._linear_cross_entropy(
             hidden.flatten(0, 1), self.head_weight, target.flatten(), ignore_index=config.pad_id
         )
@@ -323,6 +333,13 @@ class Captioner(nn.Module):
         for i, layer in enumerate(self.text_layers):
             x = layer(x, span, None if caches is None else caches[i])
         return x
+
+    def _nothing_read(self, tokens: Tensor) -> Tensor:
+        """The lower layers' states (N, S, text_width) when every word is padding: the same in each row."""
+        count, length = tokens.shape
+        blank = torch.full_like(tokens[:1], self.config.pad_id)
+        blank[:, 0] = self.config.bos_id
+        return self.lower(blank, KeySpan.causal(length, length, device=tokens.device)).expand(count, -1, -1)
 
     def fuse(
         self,

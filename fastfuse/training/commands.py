@@ -41,6 +41,10 @@ BEAMS = click.option("--beams", default=1, show_default=True, help="Hypotheses o
 @click.option("--preset", type=click.Choice(list(PRESETS)), default=DEFAULTS.preset, show_default=True)
 @click.option("--batch-size", default=DEFAULTS.batch_size, show_default=True, help="Pictures a step.")
 @click.option("--captions-per-image", default=DEFAULTS.captions_per_image, show_default=True)
+@click.option(
+    "--hide-words", default=DEFAULTS.hide_words, show_default=True,
+    help="Share of the steps, from the first on, in which the decoder must look instead of read.",
+)  # fmt: skip
 @click.option("--learning-rate", default=DEFAULTS.learning_rate, show_default=True)
 @click.option("--warmup-steps", default=DEFAULTS.warmup_steps, show_default=True)
 @click.option("--augment", is_flag=True, help="Vary pictures where their captions stay true.")

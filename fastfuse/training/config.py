@@ -23,8 +23,9 @@ class TrainingConfig:
     preset: str = "demo"  # of CaptionerConfig
     model: Mapping[str, Any] = field(default_factory=dict)  # single fields that replace the preset's
     steps: int = 1000
-    batch_size: int = 128  # pictures
-    captions_per_image: int = 4
+    batch_size: int = 64  # pictures
+    captions_per_image: int = 2
+    hide_words: float = 0.6  # share of the steps, from the first on, in which the decoder must look instead of read
     learning_rate: float = 2e-3  # at the end of warm-up; then a cosine to 0
     warmup_steps: int = 50
     weight_decay: float = 0.05

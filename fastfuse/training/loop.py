@@ -93,8 +93,9 @@ class Trainer:
     def losses(self, batch: Batch) -> Losses:
         """The forward pass, in the run's precision."""
         batch = batch.to(self.device)
+        hide_words = self.next_step < self.config.hide_words * self.config.steps
         with self.autocast():
-            losses: Losses = self.model(batch.images, batch.tokens, batch.ids)
+            losses: Losses = self.model(batch.images, batch.tokens, batch.ids, hide_words)
         return losses
 
     def autocast(self) -> torch.autocast:
