@@ -6,6 +6,11 @@ from typing import Any
 attention_fwd: Callable[..., Any]
 attention_bwd: Callable[..., Any]
 attention_map: Callable[..., Any]
+pair_softmax_fwd: Callable[..., Any]
+pair_softmax_bwd: Callable[..., Any]
+pair_sigmoid: Callable[..., Any]
+similarity_topk: Callable[..., Any]
+retrieval_ranks: Callable[..., Any]
 
 def cpu_isas() -> list[str]: ...
 def cpu_isa() -> str: ...

@@ -9,7 +9,9 @@
 
 namespace fastfuse {
 void register_attention(pybind11::module& m);
-}
+void register_pair(pybind11::module& m);
+void register_retrieval(pybind11::module& m);
+}  // namespace fastfuse
 
 namespace py = pybind11;
 using namespace fastfuse;
@@ -33,4 +35,6 @@ PYBIND11_MODULE(_C, m) {
       },
       "Caps the instruction set: one of cpu_isas(), or \"auto\".");
   register_attention(m);
+  register_pair(m);
+  register_retrieval(m);
 }

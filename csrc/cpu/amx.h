@@ -26,6 +26,7 @@ struct Session {
       uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
+    __asm__ volatile("" : : "r"(&config) : "memory");  // the intrinsic does not tell that it reads all of it
     _tile_loadconfig(&config);
   }
   ~Session() { _tile_release(); }

@@ -28,5 +28,7 @@ const PairKernels& kernels() {
 void pair_softmax_fwd(const PairSoftmaxFwd& params, const ThreadPool& pool) { kernels().softmax_fwd(params, pool); }
 void pair_softmax_bwd(const PairSoftmaxBwd& params, const ThreadPool& pool) { kernels().softmax_bwd(params, pool); }
 void pair_sigmoid(const PairSigmoid& params, const ThreadPool& pool) { kernels().sigmoid(params, pool); }
+void similarity_topk(const TopkParams& params, const ThreadPool& pool) { kernels().topk(params, pool); }
+void retrieval_ranks(const RanksParams& params, const ThreadPool& pool) { kernels().ranks(params, pool); }
 
 }  // namespace fastfuse::cpu

@@ -54,23 +54,6 @@ class Buffer {
 // Rows an odd number of cache lines apart, so that a column of them does not fall into few cache sets.
 FF_INLINE int64_t odd_lines(int64_t count, int64_t per_line) { return (ceil_div(count, per_line) | 1) * per_line; }
 
-// T: what the products multiply, float or (AMX) bf16.
-template <class T>
-struct Side {
-  int64_t n, dim, strips;
-  int64_t ld;             // of rows and of gradients
-  Buffer<T> rows;         // [n padded to kStrip][ld]
-  Buffer<T> columns;      // [strips]: float [dim][kStrip], bf16 [ceil(dim / 32) * 16][kStrip][2]
-  Buffer<T> paired;       // bf16 only: [n / 2][ld][2], rows as the right operand of the gradient products
-  Buffer<float> inverse;  // [n padded to kStrip], 0 in the padding
-  Buffer<float> factor;   // [n padded to kStrip], rows_i = factor_i * features_i
-  Buffer<float> along;    // [n padded to kStrip], see write_rows
-
-  int64_t strip_size() const { return sizeof(T) == 4 ? dim * kStrip : round_up(dim, 32) * kStrip; }
-  const T* row(int64_t i) const { return rows.get() + i * ld; }
-  const T* strip(int64_t s) const { return columns.get() + s * strip_size(); }
-};
-
 template <class In>
 FF_INLINE double squared_norm(const In* row, int64_t dim, float factor) {
   typedef double vd __attribute__((vector_size(kLanes * 8)));
@@ -97,38 +80,82 @@ FF_INLINE float power_of_two(const In* row, int64_t dim) {
   return __builtin_ldexpf(1.0f, max_of(-120, min_of(120, -__builtin_ilogbf(largest))));
 }
 
-template <class In, class T>
-void pack_side_rows(const Features& x, bool normalize, int64_t first, int64_t count, Side<T>& side) {
-  for (int64_t i = first; i < first + count; i++) {
-    const In* row = static_cast<const In*>(x.data) + i * x.stride;
-    float factor = normalize ? power_of_two(row, x.dim) : 1.0f;
+// One strip of features, at most kStrip rows, padded with zeros. Null: not wanted.
+template <class T>
+struct Strip {
+  T *rows, *columns, *paired;       // as in Side
+  float *inverse, *factor, *along;  // [kStrip]
+  int64_t ld;
+};
+
+// Row r of the strip is feature index(r).
+template <class In, class T, class Index>
+void pack_strip_rows(const Features& x, bool normalize, int64_t count, const Index& index, const Strip<T>& to) {
+  for (int64_t r = 0; r < count; r++) {
+    const In* row = static_cast<const In*>(x.data) + index(r) * x.stride;
+    const float factor = normalize ? power_of_two(row, x.dim) : 1.0f;
     const double norm = __builtin_sqrt(squared_norm(row, x.dim, factor)), smallest = double(kEps) * factor;
     const double inverse = normalize ? 1.0 / (norm < smallest ? smallest : norm) : 1.0;
     // float: the inverse in two parts, so that each element is rounded once
     const float high = sizeof(T) == 4 ? float(inverse) : 1.0f, low = sizeof(T) == 4 ? float(inverse - high) : 0.0f;
-    T* to = side.rows.get() + i * side.ld;
-    for (int64_t c = 0; c < side.ld; c += kLanes) {
+    for (int64_t c = 0; c < to.ld; c += kLanes) {
       const int64_t left = x.dim - c;
       const vf in = left > 0 ? load_as_float(row + c, int(min_of<int64_t>(kLanes, left))) * splat(factor) : vf{};
-      store_as(to + c, fma(in, splat(high), in * splat(low)));
+      store_as(to.rows + r * to.ld + c, fma(in, splat(high), in * splat(low)));
     }
-    side.inverse.get()[i] = sizeof(T) == 4 ? 1.0f : float(inverse);
-    side.factor.get()[i] = sizeof(T) == 4 ? float(factor * inverse) : factor;
-    side.along.get()[i] = !normalize || norm < smallest ? 0.0f : sizeof(T) == 4 ? 1.0f : float(inverse * inverse);
+    to.inverse[r] = sizeof(T) == 4 ? 1.0f : float(inverse);
+    if (!to.factor) continue;
+    to.factor[r] = sizeof(T) == 4 ? float(factor * inverse) : factor;
+    to.along[r] = !normalize || norm < smallest ? 0.0f : sizeof(T) == 4 ? 1.0f : float(inverse * inverse);
+  }
+  __builtin_memset(to.rows + count * to.ld, 0, size_t((kStrip - count) * to.ld) * sizeof(T));
+  __builtin_memset(to.inverse + count, 0, size_t(kStrip - count) * sizeof(float));
+  if constexpr (sizeof(T) == 4) {
+    if (to.columns) pack_transposed(to.rows, to.ld, kStrip, x.dim, to.columns, kStrip, 1.0f);
+  } else {
+#if defined(__AMX_BF16__)
+    if (to.columns) amx::pack_b_transposed(to.rows, to.ld, kStrip, x.dim, to.columns, kStrip);
+    if (to.paired) amx::pack_b(to.rows, to.ld, kStrip, x.dim, to.paired, to.ld);
+#endif
   }
 }
 
-template <class T>
-void pack_side(const Features& x, bool normalize, int64_t first, int64_t count, Side<T>& side) {
+template <class T, class Index>
+void pack_strip(const Features& x, bool normalize, int64_t count, const Index& index, const Strip<T>& to) {
   switch (x.dtype) {
     case DType::kBFloat16:
-      return pack_side_rows<bf16>(x, normalize, first, count, side);
+      return pack_strip_rows<bf16>(x, normalize, count, index, to);
     case DType::kFloat16:
-      return pack_side_rows<f16>(x, normalize, first, count, side);
+      return pack_strip_rows<f16>(x, normalize, count, index, to);
     default:
-      return pack_side_rows<float>(x, normalize, first, count, side);
+      return pack_strip_rows<float>(x, normalize, count, index, to);
   }
 }
+
+// T: what the products multiply, float or (AMX) bf16.
+template <class T>
+FF_INLINE int64_t row_stride(int64_t dim) {
+  return odd_lines(dim, 64 / sizeof(T));
+}
+template <class T>
+FF_INLINE int64_t strip_size(int64_t dim) {
+  return (sizeof(T) == 4 ? dim : round_up(dim, 32)) * kStrip;
+}
+
+template <class T>
+struct Side {
+  int64_t n, dim, strips;
+  int64_t ld;             // of rows and of gradients
+  Buffer<T> rows;         // [n padded to kStrip][ld]
+  Buffer<T> columns;      // [strips]: float [dim][kStrip], bf16 [ceil(dim / 32) * 16][kStrip][2]
+  Buffer<T> paired;       // bf16 only: [n / 2][ld][2], rows as the right operand of the gradient products
+  Buffer<float> inverse;  // [n padded to kStrip], 0 in the padding
+  Buffer<float> factor;   // [n padded to kStrip], rows_i = factor_i * features_i
+  Buffer<float> along;    // [n padded to kStrip], see write_rows
+
+  const T* row(int64_t i) const { return rows.get() + i * ld; }
+  const T* strip(int64_t s) const { return columns.get() + s * strip_size<T>(dim); }
+};
 
 // `as_columns`: the side will be the right operand of the logits; `gradients`: of the gradient products.
 template <class T>
@@ -137,29 +164,24 @@ Side<T> make_side(const Features& x, bool normalize, bool as_columns, bool gradi
   side.n = x.rows;
   side.dim = x.dim;
   side.strips = ceil_div(x.rows, kStrip);
-  side.ld = sizeof(T) == 4 ? odd_lines(x.dim, 16) : odd_lines(x.dim, 32);
+  side.ld = row_stride<T>(x.dim);
   const int64_t padded = side.strips * kStrip;
   side.rows = Buffer<T>(padded * side.ld);
   side.inverse = Buffer<float>(padded);
   side.factor = Buffer<float>(padded);
   side.along = Buffer<float>(padded);
-  if (as_columns) side.columns = Buffer<T>(side.strips * side.strip_size());
+  if (as_columns) side.columns = Buffer<T>(side.strips * strip_size<T>(x.dim));
   if (sizeof(T) == 2 && gradients) side.paired = Buffer<T>(padded * side.ld);
   for_each(pool, side.strips, [&](int64_t s) {
-    const int64_t first = s * kStrip, count = min_of(kStrip, x.rows - first);
-    pack_side(x, normalize, first, count, side);
-    T* rows = side.rows.get() + first * side.ld;
-    __builtin_memset(rows + count * side.ld, 0, size_t((kStrip - count) * side.ld) * sizeof(T));
-    __builtin_memset(side.inverse.get() + first + count, 0, size_t(kStrip - count) * sizeof(float));
-    T* columns = as_columns ? side.columns.get() + s * side.strip_size() : nullptr;
-    if constexpr (sizeof(T) == 4) {
-      if (as_columns) pack_transposed(rows, side.ld, kStrip, x.dim, columns, kStrip, 1.0f);
-    } else {
-#if defined(__AMX_BF16__)
-      if (as_columns) amx::pack_b_transposed(rows, side.ld, kStrip, x.dim, columns, kStrip);
-      if (gradients) amx::pack_b(rows, side.ld, kStrip, x.dim, side.paired.get() + first * side.ld, side.ld);
-#endif
-    }
+    const int64_t first = s * kStrip;
+    const Strip<T> strip{side.rows.get() + first * side.ld,
+                         as_columns ? side.columns.get() + s * strip_size<T>(x.dim) : nullptr,
+                         sizeof(T) == 2 && gradients ? side.paired.get() + first * side.ld : nullptr,
+                         side.inverse.get() + first,
+                         side.factor.get() + first,
+                         side.along.get() + first,
+                         side.ld};
+    pack_strip(x, normalize, min_of(kStrip, x.rows - first), [first](int64_t r) { return first + r; }, strip);
   });
   return side;
 }

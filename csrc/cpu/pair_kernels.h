@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fastfuse/pair.h"
+#include "fastfuse/retrieval.h"
 
 namespace fastfuse::cpu {
 
@@ -9,6 +10,8 @@ struct PairKernels {
   void (*softmax_fwd)(const PairSoftmaxFwd&, const ThreadPool&);
   void (*softmax_bwd)(const PairSoftmaxBwd&, const ThreadPool&);
   void (*sigmoid)(const PairSigmoid&, const ThreadPool&);
+  void (*topk)(const TopkParams&, const ThreadPool&);
+  void (*ranks)(const RanksParams&, const ThreadPool&);
 };
 
 namespace portable {

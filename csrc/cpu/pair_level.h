@@ -5,14 +5,15 @@
 #include "cpu/pair_sigmoid.h"
 #include "cpu/pair_softmax_bwd.h"
 #include "cpu/pair_softmax_fwd.h"
+#include "cpu/ranks.h"
+#include "cpu/topk.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
 // AMX multiplies bfloat16 as it is; everything else is multiplied in float.
-template <class Problem>
-FF_INLINE bool in_bfloat16(const Problem& p) {
+FF_INLINE bool in_bfloat16(const Features& x) {
 #if defined(__AMX_BF16__)
-  return p.a.dtype == DType::kBFloat16;
+  return x.dtype == DType::kBFloat16;
 #else
   return false;
 #endif
@@ -26,13 +27,19 @@ using Narrow = float;
 
 const PairKernels pair_kernels = {
     [](const PairSoftmaxFwd& p, const ThreadPool& pool) {
-      in_bfloat16(p) ? softmax_fwd<Narrow>(p, pool) : softmax_fwd<float>(p, pool);
+      in_bfloat16(p.a) ? softmax_fwd<Narrow>(p, pool) : softmax_fwd<float>(p, pool);
     },
     [](const PairSoftmaxBwd& p, const ThreadPool& pool) {
-      in_bfloat16(p) ? softmax_bwd<Narrow>(p, pool) : softmax_bwd<float>(p, pool);
+      in_bfloat16(p.a) ? softmax_bwd<Narrow>(p, pool) : softmax_bwd<float>(p, pool);
     },
     [](const PairSigmoid& p, const ThreadPool& pool) {
-      in_bfloat16(p) ? sigmoid_loss<Narrow>(p, pool) : sigmoid_loss<float>(p, pool);
+      in_bfloat16(p.a) ? sigmoid_loss<Narrow>(p, pool) : sigmoid_loss<float>(p, pool);
+    },
+    [](const TopkParams& p, const ThreadPool& pool) {
+      in_bfloat16(p.queries) ? topk<Narrow>(p, pool) : topk<float>(p, pool);
+    },
+    [](const RanksParams& p, const ThreadPool& pool) {
+      in_bfloat16(p.queries) ? ranks<Narrow>(p, pool) : ranks<float>(p, pool);
     },
 };
 

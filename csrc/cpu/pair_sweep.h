@@ -16,7 +16,7 @@
 #pragma once
 
 #include "cpu/arena.h"
-#include "cpu/pair_features.h"
+#include "cpu/pair_products.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
@@ -27,39 +27,6 @@ struct TileAt {
   int64_t col, cols;    // of the tile; columns beyond `cols` are not there
   bool mirrored;        // the tile also stands for its transpose, across the diagonal
 };
-
-// What a product of float or of bf16 (AMX) needs besides its operands.
-template <class T>
-struct Products;
-
-template <>
-struct Products<float> {
-  struct Session {};
-  static constexpr int64_t kPadRows = 1;
-
-  // tile[rows][kStrip] = a[rows] . strip^T, in parts of the sum: at a scale of 100 the rounding of one chain shows.
-  static void logits(const Side<float>& a, int64_t row, int64_t rows, const Side<float>& b, int64_t strip, int64_t cols,
-                     float* tile) {
-    constexpr int64_t kPart = 64;
-    for (int64_t k = 0; k < a.dim; k += kPart) {
-      gemm<false>(rows, cols, min_of(kPart, a.dim - k), a.row(row) + k, a.ld, b.strip(strip) + k * kStrip, kStrip, tile,
-                  kStrip, k > 0);
-    }
-  }
-};
-
-#if defined(__AMX_BF16__)
-template <>
-struct Products<bf16> {
-  using Session = amx::Session;
-  static constexpr int64_t kPadRows = 32;
-
-  static void logits(const Side<bf16>& a, int64_t row, int64_t rows, const Side<bf16>& b, int64_t strip, int64_t cols,
-                     float* tile) {
-    amx::gemm(rows, cols, round_up(a.dim, 32), a.row(row), a.ld, b.strip(strip), kStrip, tile, kStrip, false);
-  }
-};
-#endif
 
 // The gradient products' operands and sums of one sweep. dx holds one chunk: [strips][kChunk][kStrip].
 template <class T>
@@ -99,7 +66,7 @@ void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, int
     if constexpr (sizeof(T) == 4) {
       if (gradients.wanted()) tile = gradients.slot(slot) + r * kStrip;
     }
-    Products<T>::logits(a, at.row, at.rows, b, strip, cols, tile);
+    Products<T>::logits(a.row(at.row), a.ld, at.rows, b.strip(strip), cols, a.dim, tile);
     visit(at, tile);
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == 2) {

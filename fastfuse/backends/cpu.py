@@ -40,6 +40,11 @@ if _missing is None:
     attention_fwd = _C.attention_fwd
     attention_bwd = _C.attention_bwd
     attention_map = _C.attention_map
+    pair_softmax_fwd = _C.pair_softmax_fwd
+    pair_softmax_bwd = _C.pair_softmax_bwd
+    pair_sigmoid = _C.pair_sigmoid
+    similarity_topk = _C.similarity_topk
+    retrieval_ranks = _C.retrieval_ranks
 
 
 def isas() -> tuple[str, ...]:

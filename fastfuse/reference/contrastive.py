@@ -102,6 +102,7 @@ def pair_sigmoid_loss(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, pairing
 # ---- what a backend gives, without autograd; arguments as the ops of fastfuse/ops/pair.py ----
 
 
+@torch.no_grad()
 def pair_softmax_fwd(
     a: Tensor,
     b: Tensor | None,
@@ -125,6 +126,7 @@ def pair_softmax_fwd(
     return *rows, *pair_statistics(x.T, positive.T, None if hidden is None else hidden.T, scale.dtype)
 
 
+@torch.no_grad()
 def pair_softmax_bwd(
     unit: Tensor,
     a: Tensor,
@@ -174,6 +176,7 @@ def _row_grads(
     return ((share * e - target) - target * rest) / (1 + rest)  # softmax - target, the same cancelled exactly
 
 
+@torch.no_grad()
 def pair_sigmoid(
     a: Tensor,
     b: Tensor,

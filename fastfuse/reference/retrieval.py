@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastfuse.reference.contrastive import pair_features
+from fastfuse.reference.contrastive import compute_dtype, pair_cosines
 
 
 def similarity_topk(queries: Tensor, keys: Tensor, k: int, normalize: bool) -> tuple[Tensor, Tensor]:
     """Scores (N, k) and key indices (N, k) int64, sorted; ties by lower index."""
-    scores = pair_features(queries, normalize) @ pair_features(keys, normalize).T
+    scores = pair_cosines(queries, keys, normalize).to(compute_dtype(queries.dtype))
     scores, indices = torch.sort(scores, dim=-1, descending=True, stable=True)
     return scores[:, :k].contiguous(), indices[:, :k].contiguous()
 
@@ -22,7 +22,7 @@ def retrieval_ranks(
 
     Query i's positives are positives[first[i]:last[i]] (L,), key indices or -1.
     """
-    scores = pair_features(queries, normalize) @ pair_features(keys, normalize).T
+    scores = pair_cosines(queries, keys, normalize).to(compute_dtype(queries.dtype))
     M = keys.shape[0]
     order = torch.argsort(scores, dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(M, device=order.device).expand_as(order))
