@@ -71,7 +71,7 @@ def test_captions_of_a_picture_are_independent():
 
 
 def test_hidden_words_are_not_read():
-    """The caption loss then depends on the words as targets only: shuffling them permutes what each position must say."""
+    """The caption loss then takes words as targets only: shuffled words permute what each position must say."""
     images, tokens = inputs(captions=1)
     model = build().eval()
     swapped = tokens.clone()
