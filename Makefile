@@ -16,6 +16,7 @@ build: .venv/built
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel ninja numpy "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
 	touch $@ .venv/built
+	$(BIN)/python -m fastfuse info
 
 .venv/built: .venv/installed $(CSRC)
 	$(BIN)/python setup.py --quiet build_ext --inplace
