@@ -71,7 +71,7 @@ def test_captions_of_a_picture_are_independent():
 
 
 def test_hidden_words_are_not_read():
-    """The caption loss then takes words as targets only: shuffled words permute what each position must say."""
+    """The states of the decoder are then the same for every caption, and only the loss knows the words."""
     images, tokens = inputs(captions=1)
     model = build().eval()
     swapped = tokens.clone()

@@ -44,8 +44,8 @@ class TrainingBatches:
         seed: of order, choice of captions, and augmentation.
         augment: vary pictures by the augmentations that their captions survive.
         max_length: captions are cut to this many tokens.
-        captions_per_image: C. One is a random one. Of more, tokens (B, C, L), the first is the canonical one and the
-            others are different random ones, repeated where there are not enough.
+        captions_per_image: C. One is a random one. Of more, tokens (B, C, L), the first is the canonical one.
+        paraphrases: chance that a caption after the first is another than the canonical one.
     """
 
     def __init__(
@@ -59,9 +59,12 @@ class TrainingBatches:
         augment: bool = False,
         max_length: int | None = None,
         captions_per_image: int = 1,
+        paraphrases: float = 1.0,
     ):
         if captions_per_image < 1:
             raise ValueError(f"captions_per_image: expected at least 1, got {captions_per_image}")
+        if not 0 <= paraphrases <= 1:
+            raise ValueError(f"paraphrases: expected a chance from 0 to 1, got {paraphrases}")
         if not 1 <= batch_size <= len(dataset):
             raise ValueError(f"batch_size: expected 1 to {len(dataset)} (the dataset's size), got {batch_size}")
         self.dataset = dataset
@@ -72,6 +75,7 @@ class TrainingBatches:
         self.augment = augment
         self.max_length = max_length
         self.captions_per_image = captions_per_image
+        self.paraphrases = paraphrases
         self._order: tuple[int, list[int]] = (-1, [])  # (epoch, its permutation), the last one used
 
     @property
@@ -90,13 +94,20 @@ class TrainingBatches:
             example = self.dataset.example(index, epoch)
             rng = seeded("batches", self.seed, epoch, index)
             examples.append(example)
-            captions += _choose(rng, example.captions, self.captions_per_image)
+            captions += self._choose(rng, example.captions)
             images.append(self.preprocess.augment(example, rng) if self.augment else self.preprocess.fit(example.image))
         batch = _collate(examples, images, captions, self.tokenizer, self.preprocess, self.max_length)
         if self.captions_per_image == 1:
             return batch
         shape = (len(examples), self.captions_per_image)
         return replace(batch, tokens=batch.tokens.unflatten(0, shape), lengths=batch.lengths.unflatten(0, shape))
+
+    def _choose(self, rng: random.Random, captions: Sequence[str]) -> list[str]:
+        if self.captions_per_image == 1:
+            return [rng.choice(captions)]
+        first, others = captions[0], captions[1:] or captions
+        more = range(self.captions_per_image - 1)
+        return [first, *(rng.choice(others) if rng.random() < self.paraphrases else first for _ in more)]
 
     def _permutation(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:
@@ -121,14 +132,6 @@ def training_captions(dataset: CaptionDataset, limit: int = 20_000) -> Iterable[
     """All captions of the first `limit` examples: what a tokenizer is trained on."""
     for index in range(min(limit, len(dataset))):
         yield from dataset.captions(index)
-
-
-def _choose(rng: random.Random, captions: Sequence[str], count: int) -> list[str]:
-    if count == 1:
-        return [rng.choice(captions)]
-    first, others = captions[0], captions[1:] or captions
-    more = count - 1
-    return [first, *(rng.sample(others, more) if len(others) >= more else rng.choices(others, k=more))]
 
 
 def _collate(

@@ -126,7 +126,8 @@ class MLP(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x)).square())
+        x = F.relu(self.up(x))
+        return self.down(x * x)
 
 
 class ImageLayer(nn.Module):

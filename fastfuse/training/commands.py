@@ -42,6 +42,10 @@ BEAMS = click.option("--beams", default=1, show_default=True, help="Hypotheses o
 @click.option("--batch-size", default=DEFAULTS.batch_size, show_default=True, help="Pictures a step.")
 @click.option("--captions-per-image", default=DEFAULTS.captions_per_image, show_default=True)
 @click.option(
+    "--paraphrases", default=DEFAULTS.paraphrases, show_default=True,
+    help="Chance that a caption after the first is another than the canonical one.",
+)  # fmt: skip
+@click.option(
     "--hide-words", default=DEFAULTS.hide_words, show_default=True,
     help="Share of the steps, from the first on, in which the decoder must look instead of read.",
 )  # fmt: skip

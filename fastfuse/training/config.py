@@ -25,8 +25,9 @@ class TrainingConfig:
     steps: int = 1000
     batch_size: int = 64  # pictures
     captions_per_image: int = 2
+    paraphrases: float = 0.4  # chance that a caption after the first is another than the canonical one
     hide_words: float = 0.6  # share of the steps, from the first on, in which the decoder must look instead of read
-    learning_rate: float = 2e-3  # at the end of warm-up; then a cosine to 0
+    learning_rate: float = 3e-3  # at the end of warm-up; then a cosine to 0
     warmup_steps: int = 50
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)

@@ -27,7 +27,7 @@ def overlay(picture: Image.Image, where: Tensor, side: int = 128) -> Image.Image
     heat = np.asarray(smooth, np.float32)[..., None] / 255
     grey = np.asarray(picture.convert("L").convert("RGB").resize((side, side), Image.Resampling.BICUBIC), np.float32)
     colour = colormaps["inferno"](heat[..., 0])[..., :3] * 255
-    mixed = 0.45 * grey * (1 - heat) + heat * (0.35 * grey + 0.65 * colour)
+    mixed = 0.6 * grey * (1 - heat) + heat * (0.35 * grey + 0.65 * colour)
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 

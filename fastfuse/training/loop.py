@@ -66,6 +66,7 @@ class Trainer:
             augment=config.augment,
             max_length=self.model.config.max_length,
             captions_per_image=config.captions_per_image,
+            paraphrases=config.paraphrases,
         )
         self.autocast_dtype = autocast_dtype(config.precision, self.device)
 

@@ -1,7 +1,7 @@
 """What a training step and a beam search cost with fused operations and with plain PyTorch, on the same weights.
 
-Times are medians of interleaved repetitions in one process. Peak memory is measured in fresh processes, one for each
-combination: ``python -m fastfuse.training.measure RUN train fused`` prints the peak of its resident set in MiB.
+Times are medians of interleaved repetitions in one process. Peak memory is measured in a fresh process for each way:
+``python -m fastfuse.training.measure RUN fused`` prints its peak after a beam search, and after a training step too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastfuse.training.decode import generate
 from fastfuse.training.loop import Trainer
 
 ATTENTIONS: tuple[Attention, ...] = ("eager", "fused")
-WORKS = ("train", "decode")
+WORKS = ("decode", "train")  # in the order of their need of memory
 BEAMS = 4
 PICTURES = 64  # of a beam search
 
@@ -35,9 +35,10 @@ class Cost(NamedTuple):
 
 
 def measure(run: Path, repetitions: int = 5) -> dict[str, dict[str, Cost]]:
-    """{"train": {"eager": .., "fused": ..}, "decode": ..} for the model of a run's last checkpoint."""
+    """{"decode": {"eager": .., "fused": ..}, "train": ..} for the model of a run's last checkpoint."""
     trainer = _trainer(run)
     costs: dict[str, dict[str, Cost]] = {}
+    peaks = {attention: _peaks_in_fresh_process(run, attention) for attention in ATTENTIONS}
     for work in WORKS:
         call = _work(trainer, work)
         times: dict[str, list[float]] = {attention: [] for attention in ATTENTIONS}
@@ -48,10 +49,7 @@ def measure(run: Path, repetitions: int = 5) -> dict[str, dict[str, Cost]]:
                 call()
                 if repetition:
                     times[attention].append(time.perf_counter() - start)
-        costs[work] = {
-            attention: Cost(median(times[attention]), _peak_in_fresh_process(run, work, attention))
-            for attention in ATTENTIONS
-        }
+        costs[work] = {a: Cost(median(times[a]), peaks[a][work]) for a in ATTENTIONS}
     return costs
 
 
@@ -83,9 +81,10 @@ def _work(trainer: Trainer, work: str) -> Callable[[], object]:
     return step
 
 
-def _peak_in_fresh_process(run: Path, work: str, attention: str) -> float:
-    command = [sys.executable, "-m", "fastfuse.training.measure", str(run), work, attention]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def _peaks_in_fresh_process(run: Path, attention: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "fastfuse.training.measure", str(run), attention]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {work: float(peak) for work, peak in zip(WORKS, printed.split(), strict=True)}
 
 
 def _peak_mib() -> float:
@@ -93,12 +92,13 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
-def _main(run: Path, work: str, attention: Attention) -> None:
+def _main(run: Path, attention: Attention) -> None:
     trainer = _trainer(run)
     trainer.model.attention = attention
-    _work(trainer, work)()
-    print(_peak_mib())
+    for work in WORKS:
+        _work(trainer, work)()
+        print(_peak_mib())
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), sys.argv[2], "eager" if sys.argv[3] == "eager" else "fused")
+    _main(Path(sys.argv[1]), "eager" if sys.argv[2] == "eager" else "fused")
