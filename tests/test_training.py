@@ -28,7 +28,7 @@ from fastfuse.training.schedule import learning_rate
 
 TINY = TrainingConfig(
     preset="tiny", steps=24, batch_size=8, captions_per_image=2, train_size=64, warmup_steps=4, checkpoint_every=3,
-    attention="eager", precision="float32",
+    evaluate_every=20, attention="eager", precision="float32",
 )  # fmt: skip
 
 
@@ -126,6 +126,7 @@ def test_it_learns(run):
 
 def test_logs_are_there(run):
     assert list((run / "tensorboard").glob("events*"))
+    assert [entry["step"] for entry in read_log(run) if "exact" in entry] == [20]
     assert (run / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -103,6 +103,13 @@ class Trainer:
         """A context in the run's precision."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
+    def exact_match(self, pictures: int = 200) -> float:
+        """Share of held-out pictures whose greedy caption is a valid one."""
+        heldout = open_dataset(self.config.data, "heldout", self.config.seed, pictures)
+        scores = evaluate(self.model, self.tokenizer, heldout, dtype=self.autocast_dtype)
+        self.model.train()
+        return scores.grades["exact"]
+
     def upcoming(self) -> Iterator[Batch]:
         """The batches from the next step to the last; each is made while the one before is in use."""
         with ThreadPoolExecutor(1) as maker:
@@ -136,15 +143,12 @@ def train(config: TrainingConfig, out: Path, *, device: torch.device | str = "cp
         start = time.perf_counter()
         values = trainer.step(batch)
         step, seconds = trainer.next_step, time.perf_counter() - start
+        if config.evaluate_every and step % config.evaluate_every == 0:
+            values["exact"] = trainer.exact_match()
         log.write(step, **values, seconds=seconds)
         progress.set_postfix(caption=f"{values['caption']:.3f}", contrastive=f"{values['contrastive']:.3f}")
         if step % config.checkpoint_every == 0 or step == config.steps:
             save_checkpoint(out, step, trainer.model, trainer.optimizers, trainer.tokenizer, config)
-        if config.evaluate_every and step % config.evaluate_every == 0:
-            heldout = open_dataset(config.data, "heldout", config.seed, 200)
-            scores = evaluate(trainer.model, trainer.tokenizer, heldout, dtype=trainer.autocast_dtype)
-            log.write(step, exact=scores.grades["exact"])
-            trainer.model.train()
     log.close()
     plot_losses(out)
     return Trained(trainer.model.eval(), trainer.tokenizer, config, trainer.next_step)
