@@ -188,6 +188,22 @@ def test_commands(run, tmp_path):
     assert "does not exist" in result.output
 
 
+def test_a_folder_of_captioned_pictures(tmp_path):
+    scenes, folder = Scenes("all", size=12), tmp_path / "images"
+    folder.mkdir()
+    for i in range(len(scenes)):
+        scenes.example(i).image.save(folder / f"{i}.png")
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(len(scenes))]
+    captions = [{"image_id": i, "caption": text} for i in range(len(scenes)) for text in scenes.captions(i)]
+    annotations = tmp_path / "captions.json"
+    annotations.write_text(json.dumps({"images": images, "annotations": captions}))
+    out = tmp_path / "run"
+    options = ["--steps", "2", "--preset", "tiny", "--batch-size", "4", "--captions-per-image", "3", "--augment"]
+    result = CliRunner().invoke(commands.train, ["--data", f"coco:{annotations}:{folder}", "--out", str(out), *options])
+    assert result.exit_code == 0, result.output
+    assert load_captioner(out).tokenizer.encode(["purple hexagon"])[1] > 3  # bytes: nothing is unknown
+
+
 def test_demo(tmp_path):
     config = replace(TINY, steps=3, checkpoint_every=3, attention="fused")
     report = run_demo(config, tmp_path / "demo", pictures=6)

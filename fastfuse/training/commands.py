@@ -69,9 +69,13 @@ def train(out: Path, minutes: float | None, device: str, **settings: object) -> 
         click.echo(f"{steps} steps")
     try:
         trained = run_training(config, out, device=device)
-        heldout = open_dataset(config.data, "heldout", config.seed, 200)
     except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
+    try:
+        heldout = open_dataset(config.data, "heldout", config.seed, 200)
+    except ValueError as error:  # a small folder of pictures has none
+        click.echo(f"trained, but not graded: {error}")
+        return
     dtype = autocast_dtype(config.precision, torch.device(device))
     click.echo(summary(run_evaluation(trained.model, trained.tokenizer, heldout, dtype=dtype)))
 
