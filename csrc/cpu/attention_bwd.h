@@ -5,7 +5,7 @@
 //         X   = K Q^T,   P = exp(scale X - lse)                   [keys][lanes]
 //         dP  = V dO^T
 //         dS  = P (keep dP tanh(gate) / (1 - dropout_p) - delta)
-//         dV += (P keep / (1 - dropout_p) tanh(gate)) dO,   dK += dS^T Q,   dQ^T += K^T dS^T
+//         dV += (P keep / (1 - dropout_p) tanh(gate)) dO,   dK += dS^T Q,   dQ += dS K
 //
 // delta_i = sum_j p_ij dp_ij - dlse_i. Where one tile holds all keys that a query sees it is that sum itself, so that a
 // query with one key has a gradient of exactly 0; elsewhere it is dout_i . out_i - dlse_i, off by the rounding of out.
@@ -27,7 +27,7 @@ struct BackwardPlan {
   int64_t part, parts;               // keys of a task, a multiple of kTileK
   int64_t block;                     // keys whose dK and dV are held at once
   int64_t batches, kv_heads, tasks;  // (batch, key head) pairs that one task takes: batches x kv_heads
-  int64_t dq_tile;                   // floats of dQ^T of one query tile
+  int64_t dq_tile;                   // floats of dQ of one query tile, a Sum of the engine
   float* partial_dq;                 // [parts][B * Hk][tiles][dq_tile], or null
   float* partial_sink;               // [B * H]
   float* partial_gate;               // [parts][B * H]
@@ -65,6 +65,8 @@ struct BackwardTask {
   using T = typename Engine::Element;
   using Packed = typename Engine::Packed;
   using KeyOperand = Operand<Packed>;
+  using PWeights = typename Engine::template Weights<false, true>;
+  using DsWeights = typename Engine::template Weights<true, true>;
 
   const AttentionBackward& p;
   const BackwardPlan& plan;
@@ -82,7 +84,7 @@ struct BackwardTask {
   float *dq, *dk, *dv;
   bool *dq_started, *touched;
   Packed *k_scratch, *v_scratch, *kt_scratch;
-  KeyOperand *k_rows, *v_rows, *k_columns;  // of each tile of keys of the block
+  KeyOperand *k_rows, *v_rows, *k_sums;  // of each tile of keys of the block
   alignas(64) float lse_high[kTileQ], lse_low[kTileQ], lane_dlse[kTileQ], lane_sink[kTileQ], gate[kTileQ],
       dgate[kTileQ];
   alignas(64) float center[kTileQ], offset[kTileQ];  // ds = p ((dp - center) tanh(gate) - offset)
@@ -116,10 +118,10 @@ struct BackwardTask {
       touched = arena.take<bool>(key_tiles);
       k_scratch = arena.take<Packed>(key_tiles * Engine::key_scratch(p.dim));
       v_scratch = arena.take<Packed>(key_tiles * Engine::key_scratch(p.dim_v));
-      kt_scratch = arena.take<Packed>(Engine::kSameColumns ? 0 : key_tiles * Engine::key_scratch(p.dim));
+      kt_scratch = arena.take<Packed>(key_tiles * Engine::sum_scratch(p.dim));
       k_rows = arena.take<KeyOperand>(key_tiles);
       v_rows = arena.take<KeyOperand>(key_tiles);
-      k_columns = arena.take<KeyOperand>(key_tiles);
+      k_sums = arena.take<KeyOperand>(key_tiles);
     });
   }
 
@@ -228,11 +230,7 @@ struct BackwardTask {
           Engine::rows_operand(k, p.k.stride[2], n, available, p.dim, k_scratch + i * Engine::key_scratch(p.dim));
       v_rows[i] =
           Engine::rows_operand(v, p.v.stride[2], n, available, p.dim_v, v_scratch + i * Engine::key_scratch(p.dim_v));
-      if constexpr (Engine::kSameColumns) {
-        k_columns[i] = k_rows[i];
-      } else {
-        k_columns[i] = Engine::columns_operand(k, p.k.stride[2], n, p.dim, kt_scratch + i * Engine::key_scratch(p.dim));
-      }
+      k_sums[i] = Engine::sum_operand(k, p.k.stride[2], n, p.dim, kt_scratch + i * Engine::sum_scratch(p.dim));
     }
   }
 
@@ -268,8 +266,8 @@ struct BackwardTask {
     const KeyRange keys = visible_keys(*t, key, last);
     const int64_t n = keys.size(), skipped = keys.begin - key;
     if (n <= 0) return;
-    const auto p_weights = Engine::weights(scores, lanes, p_scratch, false, true);
-    const auto ds_weights = Engine::weights(dp, lanes, ds_scratch, true, true);
+    const PWeights p_weights = Engine::template weights<false, true>(scores, lanes, p_scratch);
+    const DsWeights ds_weights = Engine::template weights<true, true>(dp, lanes, ds_scratch);
 
     Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, scores, rest);
     finish_scores(p, units, *t, keys, scores, rest, slope);
@@ -303,8 +301,8 @@ struct BackwardTask {
                             dk_block.data + at * dk_block.ld, dk_block.ld, accumulate);
     }
     if (p.dq) {
-      Engine::columns_product(p.dim, lanes, n, Engine::skip_columns(k_columns[index], skipped), ds_weights.by_keys(),
-                              dq + i * plan.dq_tile, dq_started[i]);
+      Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),
+                          dq + i * plan.dq_tile, dq_started[i]);
       dq_started[i] = true;
     }
   }
@@ -345,40 +343,46 @@ struct BackwardTask {
 
   // One vector of lanes: from products to the weights P and dS.
   template <bool kHaveProbabilities>
-  void gradient_column(int64_t n, int lane, const typename Engine::Weights& p_weights,
-                       const typename Engine::Weights& ds_weights) {
+  void gradient_column(int64_t n, int lane, const PWeights& p_weights, const DsWeights& ds_weights) {
     const vf high = load(lse_high + lane), low = load(lse_low + lane), middle = load(center + lane),
              from = load(offset + lane);
     const vf open = p.gate ? load(gate + lane) : splat(1.0f), kept_share = splat(1 / (1 - p.dropout_p));
     vf gate_sum = load(dgate + lane);
     const int64_t lanes = t->lanes;
-    for (int64_t j = 0; j < n; j += 2) {
-      vf weight[2] = {}, ds[2] = {};
-      const int rows = j + 1 < n ? 2 : 1;
-      for (int r = 0; r < rows; r++) {
-        const int64_t at = (j + r) * lanes + lane;
-        const vf prob = kHaveProbabilities ? load(scores + at) : find_probability(at, high, low);
-        const vf g = received(at, kept_share);
-        weight[r] = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;
-        if (p.gate) {
-          gate_sum = fma(prob, g, gate_sum);
-          weight[r] *= open;
-        }
-        ds[r] = prob * fma(g - middle, open, -from);
-        if (p.dbias) store(ds_bias + at, ds[r]);
-        if (slope) ds[r] *= load(slope + at);
+    const auto gradient = [&](int64_t row, vf& weight) FF_LAMBDA {
+      const int64_t at = row * lanes + lane;
+      const vf prob = kHaveProbabilities ? load(scores + at) : find_probability(at, high, low);
+      const vf g = received(at, kept_share);
+      weight = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;
+      if (p.gate) {
+        gate_sum = fma(prob, g, gate_sum);
+        weight *= open;
       }
-      p_weights.put(j, lane, weight[0], weight[1], rows == 2);
-      ds_weights.put(j, lane, ds[0], ds[1], rows == 2);
+      const vf ds = prob * fma(g - middle, open, -from);
+      if (p.dbias) store(ds_bias + at, ds);
+      return slope ? ds * load(slope + at) : ds;
+    };
+    int64_t j = 0;
+    vf weight[2], ds[2];
+    for (; j + 1 < n; j += 2) {
+      ds[0] = gradient(j, weight[0]);
+      ds[1] = gradient(j + 1, weight[1]);
+      p_weights.put(j, lane, weight[0], weight[1]);
+      ds_weights.put(j, lane, ds[0], ds[1]);
+    }
+    if (j < n) {
+      ds[0] = gradient(j, weight[0]);
+      p_weights.put(j, lane, weight[0]);
+      ds_weights.put(j, lane, ds[0]);
     }
     store(dgate + lane, gate_sum);
   }
 
-  static void write_dq(const AttentionBackward& p, int64_t stack_rows, int64_t pair, int64_t tile, float* transposed) {
+  static void write_dq(const AttentionBackward& p, int64_t stack_rows, int64_t pair, int64_t tile, float* sum) {
     const int64_t row = tile * kTileQ, rows = min_of<int64_t>(kTileQ, stack_rows - row), lanes = round_up(rows, kLanes);
-    const vf scale = splat(p.scale);
-    for (int64_t i = 0; i < p.dim * lanes; i += kLanes) store(transposed + i, load(transposed + i) * scale);
-    transpose(transposed, lanes, p.dim, rows, static_cast<T*>(p.dq) + (pair * stack_rows + row) * p.dim, p.dim);
+    alignas(64) float factors[kTileQ];
+    for (int lane = 0; lane < kTileQ; lane += kLanes) store(factors + lane, splat(p.scale));
+    Engine::write_sum(sum, rows, lanes, p.dim, factors, static_cast<T*>(p.dq) + (pair * stack_rows + row) * p.dim);
   }
 
   // Adds the parts of one query tile of one (batch, key head), in order.

@@ -1,14 +1,15 @@
 // The two arithmetics of attention behind one set of names. Scores are kept transposed, [keys][queries]: vector lanes
 // are queries, so that a row of K or V is a left operand in place and softmax never reduces across lanes.
 //
-//   rows_operand      K or V [n][d], contracted over d: left operand of   S^T = K Q^T        dP^T = V dO^T
-//   columns_operand   K or V [n][d], contracted over n: left operand of   O^T += V^T P^T     dQ^T += K^T dS^T
+//   rows_operand      K or V [n][d] contracted over d:    S^T = K Q^T         dP^T = V dO^T
+//   sum_operand       K or V [n][d] contracted over n:    O += P V            dQ += dS K
 //   pack_lanes        Q or dO [m][d] as right operand contracted over d, lanes = queries
 //   pack_natural      Q or dO [m][d] as right operand contracted over m, lanes = columns d
 //
-//   rows_product      C[n][lanes] = rows_operand x pack_lanes       scores_product   the same, with rest see
-//   attention_scores.h columns_product   C[d][lanes] (+)= columns_operand x weights lanes_product     C[n][d] (+)=
-//   weights^T x pack_natural            dV += P^T dO     dK += dS^T Q
+//   rows_product      C[n][lanes] = rows_operand x pack_lanes
+//   scores_product    the same, with what rounding left out if `rest` is not null, see attention_scores.h
+//   sum_product       Sum (+)= weights x sum_operand; see scale_sum and write_sum for what a Sum is
+//   lanes_product     C[n][d] (+)= weights^T x pack_natural     dV += P^T dO     dK += dS^T Q
 //
 // Weights (P^T or dS^T) of a tile are written row by row, see Weights. Sizes here are in elements of Packed.
 #pragma once
@@ -34,13 +35,13 @@ struct FloatEngine {
   using Packed = float;
   static constexpr int64_t kTileK = 64;
   static constexpr bool kPacksKeys = sizeof(T) != 4;
-  static constexpr bool kSameColumns = true;  // rows_operand also serves as columns_operand
   static constexpr bool kShortExp = false;
   static constexpr int64_t kScoreTerms = 64;  // products summed at once: softmax multiplies the error of large scores
 
   struct Session {};
 
   static int64_t key_scratch(int64_t d) { return kPacksKeys ? kTileK * round_up(d, kLanes) : 0; }
+  static int64_t sum_scratch(int64_t d) { return kPacksKeys || d % kLanes ? kTileK * round_up(d, kLanes) : 0; }
   static int64_t lanes_size(int64_t d) { return d * kTileQ; }
   static int64_t natural_ld(int64_t d) { return round_up(d, kLanes); }
   static int64_t natural_size(int64_t d) { return kTileQ * natural_ld(d); }
@@ -53,11 +54,14 @@ struct FloatEngine {
       return {scratch, round_up(d, kLanes)};
     }
   }
-  static Operand<float> columns_operand(const T* src, int64_t stride, int64_t n, int64_t d, float* scratch) {
-    return rows_operand(src, stride, n, n, d, scratch);
+  // A right operand: its lanes are columns, whole vectors of them.
+  static Operand<float> sum_operand(const T* src, int64_t stride, int64_t n, int64_t d, float* scratch) {
+    if (!kPacksKeys && d % kLanes == 0) return {(const float*)src, stride};
+    pack_rows(src, stride, n, d, scratch, round_up(d, kLanes));
+    return {scratch, round_up(d, kLanes)};
   }
   static Operand<float> skip_rows(Operand<float> a, int64_t n) { return {a.data + n * a.ld, a.ld}; }
-  static Operand<float> skip_columns(Operand<float> a, int64_t n) { return {a.data + n * a.ld, a.ld}; }
+  static Operand<float> skip_sum(Operand<float> a, int64_t n) { return {a.data + n * a.ld, a.ld}; }
 
   static void pack_lanes(const T* src, int64_t stride, int64_t m, int64_t d, float* dst, int64_t lanes) {
     pack_transposed(src, stride, m, d, dst, lanes, 1.0f);
@@ -76,9 +80,27 @@ struct FloatEngine {
     if (rest) return gemm_precise(n, lanes, d, a.data, a.ld, b, lanes, c, rest, lanes);
     rows_product(n, lanes, d, a, b, c);
   }
-  static void columns_product(int64_t d, int64_t lanes, int64_t n, Operand<float> a, const float* b, float* c,
-                              bool accumulate) {
-    gemm<true>(d, lanes, n, a.data, a.ld, b, lanes, c, lanes, accumulate);
+  // Sum [rows][natural_ld(d)]: queries are rows here, so that lanes are full however few they are.
+  static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const float* weights, Operand<float> b,
+                          float* sum, bool accumulate) {
+    gemm<true>(rows, d, n, weights, lanes, b.data, b.ld, sum, natural_ld(d), accumulate);
+  }
+  static void scale_sum(float* sum, int64_t rows, int64_t, int64_t d, const float* factors) {
+    const int64_t ld = natural_ld(d);
+    for (int64_t i = 0; i < rows; i++) {
+      for (int64_t c = 0; c < ld; c += kLanes) store(sum + i * ld + c, load(sum + i * ld + c) * splat(factors[i]));
+    }
+  }
+  // dst[rows][d] contiguous; factors[rows]
+  template <class Out>
+  static void write_sum(float* sum, int64_t rows, int64_t, int64_t d, const float* factors, Out* dst) {
+    const int64_t ld = natural_ld(d);
+    for (int64_t i = 0; i < rows; i++, dst += d) {
+      const vf factor = splat(factors[i]);
+      int64_t c = 0;
+      for (; c + kLanes <= d; c += kLanes) store_as(dst + c, load(sum + i * ld + c) * factor);
+      if (c < d) store_as(dst + c, load(sum + i * ld + c) * factor, int(d - c));
+    }
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float* c,
                             int64_t ldc, bool accumulate) {
@@ -86,19 +108,24 @@ struct FloatEngine {
   }
 
   // Weights overwrite the float tile that they were computed from.
+  template <bool kByKeys, bool kByLanes>
   struct Weights {
     float* tile;  // [n][lanes]
     int64_t lanes;
-    float* by_keys() const { return tile; }   // right operand of columns_product
+    float* by_keys() const { return tile; }   // left operand of sum_product
     float* by_lanes() const { return tile; }  // left operand of lanes_product, leading size weights_ld
-    FF_INLINE void put(int64_t row, int64_t lane, vf a, vf b, bool has_b) const {
-      store(tile + row * lanes + lane, a);
-      if (has_b) store(tile + (row + 1) * lanes + lane, b);
+    FF_INLINE void put(int64_t row, int64_t lane, vf a) const { store(tile + row * lanes + lane, a); }
+    FF_INLINE void put(int64_t row, int64_t lane, vf a, vf b) const {
+      put(row, lane, a);
+      put(row + 1, lane, b);
     }
     void finish(int64_t) const {}
   };
   static int64_t weights_scratch() { return 0; }
-  static Weights weights(float* tile, int64_t lanes, float*, bool, bool) { return {tile, lanes}; }
+  template <bool kByKeys, bool kByLanes>
+  static Weights<kByKeys, kByLanes> weights(float* tile, int64_t lanes, float*) {
+    return {tile, lanes};
+  }
   static int64_t weights_ld(int64_t lanes) { return lanes; }
 };
 
@@ -110,12 +137,12 @@ struct AmxEngine {
   using Packed = bf16;
   static constexpr int64_t kTileK = 128;
   static constexpr bool kPacksKeys = true;
-  static constexpr bool kSameColumns = false;
   static constexpr bool kShortExp = true;
 
   using Session = amx::Session;
 
   static int64_t key_scratch(int64_t d) { return kTileK * round_up(d, amx::kDepth); }
+  static int64_t sum_scratch(int64_t d) { return kTileK * round_up(d, amx::kRows); }
   static int64_t lanes_size(int64_t d) { return round_up(d, amx::kDepth) * kTileQ; }
   static int64_t natural_ld(int64_t d) { return round_up(d, amx::kCols); }
   static int64_t natural_size(int64_t d) { return kTileQ * natural_ld(d); }
@@ -127,12 +154,12 @@ struct AmxEngine {
     amx::pack_a(src, stride, n, d, scratch, round_up(d, amx::kDepth));
     return {scratch, round_up(d, amx::kDepth)};
   }
-  static Operand<bf16> columns_operand(const bf16* src, int64_t stride, int64_t n, int64_t d, bf16* scratch) {
+  static Operand<bf16> sum_operand(const bf16* src, int64_t stride, int64_t n, int64_t d, bf16* scratch) {
     amx::pack_a_transposed(src, stride, n, d, scratch, kTileK);
     return {scratch, kTileK};
   }
   static Operand<bf16> skip_rows(Operand<bf16> a, int64_t n) { return {a.data + n * a.ld, a.ld}; }
-  static Operand<bf16> skip_columns(Operand<bf16> a, int64_t n) { return {a.data + n, a.ld}; }
+  static Operand<bf16> skip_sum(Operand<bf16> a, int64_t n) { return {a.data + n, a.ld}; }
 
   static void pack_lanes(const bf16* src, int64_t stride, int64_t m, int64_t d, bf16* dst, int64_t lanes) {
     amx::pack_b_transposed(src, stride, m, d, dst, lanes);
@@ -147,35 +174,52 @@ struct AmxEngine {
   static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*) {
     rows_product(n, lanes, d, a, b, c);
   }
-  static void columns_product(int64_t d, int64_t lanes, int64_t n, Operand<bf16> a, const bf16* b, float* c,
-                              bool accumulate) {
-    amx::gemm(d, lanes, n, a.data, a.ld, b, lanes, c, lanes, accumulate);
+  // Sum [d][lanes], transposed: weights by pairs of keys are a right operand.
+  static void sum_product(int64_t, int64_t lanes, int64_t d, int64_t n, const bf16* weights, Operand<bf16> a,
+                          float* sum, bool accumulate) {
+    amx::gemm(d, lanes, n, a.data, a.ld, weights, lanes, sum, lanes, accumulate);
+  }
+  static void scale_sum(float* sum, int64_t, int64_t lanes, int64_t d, const float* factors) {
+    for (int64_t lane = 0; lane < lanes; lane += kLanes) {
+      const vf factor = load(factors + lane);
+      for (int64_t c = 0; c < d; c++) store(sum + c * lanes + lane, load(sum + c * lanes + lane) * factor);
+    }
+  }
+  template <class Out>
+  static void write_sum(float* sum, int64_t rows, int64_t lanes, int64_t d, const float* factors, Out* dst) {
+    scale_sum(sum, rows, lanes, d, factors);
+    transpose(sum, lanes, d, rows, dst, d);
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float* c,
                             int64_t ldc, bool accumulate) {
     amx::gemm(n, d, m, a, weights_ld(lanes), b, natural_ld(d), c, ldc, accumulate);
   }
 
+  template <bool kByKeys, bool kByLanes>
   struct Weights {
-    bf16* pairs;  // [n / 2][lanes][2], n padded with zeros to kDepth; or null
-    bf16* rows;   // [n][weights_ld(lanes)], n padded with zeros to kRows; or null
+    bf16* pairs;  // [n / 2][lanes][2], n padded with zeros to kDepth; where kByKeys
+    bf16* rows;   // [n][weights_ld(lanes)], n padded with zeros to kRows; where kByLanes
     int64_t lanes;
     bf16* by_keys() const { return pairs; }
     bf16* by_lanes() const { return rows; }
-    FF_INLINE void put(int64_t row, int64_t lane, vf a, vf b, bool has_b) const {
-      if (pairs) store((float*)(pairs + row * lanes + 2 * lane), amx::pair(a, has_b ? b : vf{}));
-      if (rows) {
+    FF_INLINE void put(int64_t row, int64_t lane, vf a) const {
+      if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), amx::pair(a, vf{}));
+      if constexpr (kByLanes) store_as(rows + row * weights_ld(lanes) + lane, a);
+    }
+    FF_INLINE void put(int64_t row, int64_t lane, vf a, vf b) const {
+      if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), amx::pair(a, b));
+      if constexpr (kByLanes) {
         store_as(rows + row * weights_ld(lanes) + lane, a);
-        if (has_b) store_as(rows + (row + 1) * weights_ld(lanes) + lane, b);
+        store_as(rows + (row + 1) * weights_ld(lanes) + lane, b);
       }
     }
     void finish(int64_t n) const {
-      if (pairs) {
+      if constexpr (kByKeys) {
         for (int64_t row = round_up(n, 2); row < round_up(n, amx::kDepth); row += 2) {
           for (int64_t lane = 0; lane < lanes; lane += kLanes) store((float*)(pairs + row * lanes + 2 * lane), vf{});
         }
       }
-      if (rows) {
+      if constexpr (kByLanes) {
         const int64_t ld = weights_ld(lanes);
         for (int64_t row = 0; row < n && ld > lanes; row++) store_as(rows + row * ld + lanes, vf{});
         for (int64_t row = n; row < round_up(n, amx::kRows); row++) {
@@ -185,8 +229,9 @@ struct AmxEngine {
     }
   };
   static int64_t weights_scratch() { return 2 * kTileK * kTileQ; }
-  static Weights weights(float*, int64_t lanes, bf16* scratch, bool by_keys, bool by_lanes) {
-    return {by_keys ? scratch : nullptr, by_lanes ? scratch + kTileK * kTileQ : nullptr, lanes};
+  template <bool kByKeys, bool kByLanes>
+  static Weights<kByKeys, kByLanes> weights(float*, int64_t lanes, bf16* scratch) {
+    return {scratch, scratch + kTileK * kTileQ, lanes};
   }
   static int64_t weights_ld(int64_t lanes) { return round_up(lanes, amx::kDepth); }
 };

@@ -3,15 +3,16 @@
 //     for each tile of keys, for each query tile of the block that sees any of it
 //         X = K Q^T      [keys][lanes]
 //         P = softmax    online, attention_softmax.h
-//         O^T += V^T P   [Dv][lanes]
-//     out = O^T / l, transposed once
+//         O += P V
+//     out = O / l
 //
-// A block holds several query tiles where tiles of K and V have to be packed, so that the packing is shared. Keys are
-// split only where there would be too few tasks: each range then leaves a normalised float partial and its lse, merged
-// in order.
+// Few queries take the streaming path of attention_decode.h instead. A block holds several query tiles where tiles of K
+// and V have to be packed, so that the packing is shared. Keys are split only where there would be too few tasks: each
+// range then leaves a normalised float partial and its lse, merged in order.
 #pragma once
 
 #include "cpu/arena.h"
+#include "cpu/attention_decode.h"
 #include "cpu/attention_dropout.h"
 #include "cpu/attention_softmax.h"
 
@@ -22,6 +23,7 @@ struct ForwardPlan {
   int64_t block, blocks;  // tiles of a task, tasks of a (batch, key head)
   int64_t split, splits;  // keys of a task, a multiple of kTileK
   int64_t tasks;
+  bool few;            // queries: attention_decode.h
   float* partial_out;  // [splits][B, H, Sq, Dv] or null
   float* partial_lse;  // [splits][2, B, H, Sq] or null
 };
@@ -31,6 +33,7 @@ ForwardPlan plan_forward(const AttentionForward& p) {
   ForwardPlan plan{};
   const int64_t heads = p.batch * p.kv_heads, wanted = 3 * p.pool.threads;
   plan.tiles = ceil_div(Stack(p).rows, kTileQ);
+  plan.few = Stack(p).rows <= kDecodeRows && !p.bias && p.dropout_p == 0 && p.seq_k > 1 && !keeps_rest<Engine>(p);
   plan.block = Engine::kPacksKeys ? min_of<int64_t>(4, plan.tiles) : 1;
   while (plan.block > 1 && heads * ceil_div(plan.tiles, plan.block) < wanted) plan.block /= 2;
   plan.blocks = ceil_div(plan.tiles, plan.block);
@@ -48,20 +51,18 @@ struct ForwardTile {
   QueryTile tile;
   SoftmaxState state;
   typename Engine::Packed* queries;  // pack_lanes
-  float* out;                        // O^T [Dv][lanes]
+  float* out;                        // O, a Sum of the engine
   bool started;
 };
 
-// out = O^T tanh(gate) / ((1 - dropout_p) l), and with a sink exp(lse without it - lse) times that.
-template <class Engine, class Out>
-void finish_forward(const AttentionProblem& p, const ScoreUnits& units, ForwardTile<Engine>& work, bool whole, Out* out,
-                    float* lse) {
-  const QueryTile& t = work.tile;
-  alignas(64) float high[kTileQ], low[kTileQ], factors[kTileQ], values[kTileQ];
+// lse of the tile's rows; and the factors that make O the result: tanh(gate) / ((1 - dropout_p) l), with a sink times
+// exp(lse without it - lse). Partial results (not whole) go without sink and gate.
+inline void finish_rows(const AttentionProblem& p, const ScoreUnits& units, const QueryTile& t,
+                        const SoftmaxState& state, bool whole, float* lse, float* factors) {
+  alignas(64) float high[kTileQ], low[kTileQ], values[kTileQ];
   const vf none = splat(-kInf), unit = splat(units.unit);
-  if (!work.started) work.state.reset(t.lanes);
   for (int lane = 0; lane < t.lanes; lane += kLanes) {
-    const vf l = load(work.state.sum + lane), m = load(work.state.max + lane), s = m * unit;
+    const vf l = load(state.sum + lane), m = load(state.max + lane), s = m * unit;
     const vi empty = (vi)(l == vf{});
     vf rest;
     const vf lse = two_sum(s, log2(l) * splat(kLn2), rest);
@@ -91,18 +92,20 @@ void finish_forward(const AttentionProblem& p, const ScoreUnits& units, ForwardT
   }
   __builtin_memcpy(lse + t.row, high, t.rows * sizeof(float));
   __builtin_memcpy(lse + t.row + p.batch * p.heads * p.seq_q, low, t.rows * sizeof(float));
+}
+
+template <class Engine, class Out>
+void finish_forward(const AttentionProblem& p, const ScoreUnits& units, ForwardTile<Engine>& work, bool whole, Out* out,
+                    float* lse) {
+  const QueryTile& t = work.tile;
+  alignas(64) float factors[kTileQ];
+  finish_rows(p, units, t, work.state, whole, lse, factors);
   Out* rows = out + t.row * p.dim_v;
-  if (!work.started) {
+  if (work.started) {
+    Engine::write_sum(work.out, t.rows, t.lanes, p.dim_v, factors, rows);
+  } else {
     __builtin_memset(rows, 0, t.rows * p.dim_v * sizeof(Out));
-    return;
   }
-  for (int64_t d = 0; d < p.dim_v; d++) {
-    for (int lane = 0; lane < t.lanes; lane += kLanes) {
-      float* at = work.out + d * t.lanes + lane;
-      store(at, load(at) * load(factors + lane));
-    }
-  }
-  transpose(work.out, t.lanes, p.dim_v, t.rows, rows, p.dim_v);
 }
 
 template <class Engine>
@@ -127,7 +130,7 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     rest = keeps_rest<Engine>(p) ? arena.take<float>(Engine::kTileK * kTileQ) : nullptr;
     keep = p.dropout_p > 0 ? arena.take<int32_t>(Engine::kTileK * kTileQ) : nullptr;
     key_scratch = arena.take<Packed>(Engine::key_scratch(p.dim));
-    value_scratch = arena.take<Packed>(Engine::key_scratch(p.dim_v));
+    value_scratch = arena.take<Packed>(Engine::sum_scratch(p.dim_v));
     weight_scratch = arena.take<Packed>(Engine::weights_scratch());
     row_scratch = arena.take<T>(kTileQ * p.dim);
     for (int64_t i = 0; i < tiles; i++) {
@@ -158,7 +161,7 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     const Operand<Packed> k = Engine::rows_operand(row_of<T>(p.k, batch, kv_head, key), p.k.stride[2], last - key,
                                                    p.seq_k - key, p.dim, key_scratch);
     const Operand<Packed> v =
-        Engine::columns_operand(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], last - key, p.dim_v, value_scratch);
+        Engine::sum_operand(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], last - key, p.dim_v, value_scratch);
     for (int64_t i = 0; i < tiles; i++) {
       const QueryTile& t = work[i].tile;
       const KeyRange keys = visible_keys(t, key, last);
@@ -167,18 +170,11 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
       Engine::scores_product(n, t.lanes, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest);
       finish_scores(p, units, t, keys, scores, rest);
       if (keep) dropout_tile(p, t, keys.begin, n, keep);
-      const auto weights = Engine::weights(scores, t.lanes, weight_scratch, true, false);
+      const auto weights = Engine::template weights<true, false>(scores, t.lanes, weight_scratch);
       const bool moved = softmax_tile<Engine>(scores, rest, n, t.lanes, units, work[i].state, keep, weights);
-      if (moved && work[i].started) {
-        for (int64_t d = 0; d < p.dim_v; d++) {
-          for (int lane = 0; lane < t.lanes; lane += kLanes) {
-            float* at = work[i].out + d * t.lanes + lane;
-            store(at, load(at) * load(work[i].state.rescale + lane));
-          }
-        }
-      }
-      Engine::columns_product(p.dim_v, t.lanes, n, Engine::skip_columns(v, skipped), weights.by_keys(), work[i].out,
-                              work[i].started);
+      if (moved && work[i].started) Engine::scale_sum(work[i].out, t.rows, t.lanes, p.dim_v, work[i].state.rescale);
+      Engine::sum_product(t.rows, t.lanes, p.dim_v, n, weights.by_keys(), Engine::skip_sum(v, skipped), work[i].out,
+                          work[i].started);
       work[i].started = true;
     }
   }
@@ -190,6 +186,44 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     } else {
       finish_forward(p, units, work[i], true, static_cast<T*>(p.out), p.lse);
     }
+  }
+}
+
+template <class T>
+void decode_task(const AttentionForward& p, const ForwardPlan& plan, int64_t index) {
+  const int64_t split = index % plan.splits, head = index / plan.splits, batch = head / p.kv_heads,
+                kv_head = head % p.kv_heads;
+  const int64_t ld = round_up(p.dim_v, kLanes), q_ld = round_up(p.dim, kLanes), all = p.batch * p.heads * p.seq_q;
+  const ScoreUnits units(p);
+  QueryTile* t;
+  SoftmaxState* state;
+  float *q, *x, *out;
+  T* row_scratch;
+  with_arena([&](Arena& arena) {
+    t = arena.take<QueryTile>(1);
+    state = arena.take<SoftmaxState>(1);
+    q = arena.take<float>(kDecodeRows * q_ld);
+    x = arena.take<float>(kDecodeRows * kDecodeKeys);
+    out = arena.take<float>(kDecodeRows * ld);
+    row_scratch = arena.take<T>(kTileQ * p.dim);
+  });
+  set_tile(p, batch, kv_head, 0, Stack(p).rows, *t);
+  const TileRows<T> rows = tile_rows<T>(p.q, p.dim, *t, row_scratch);
+  pack_rows(rows.data, rows.stride, t->rows, p.dim, q, q_ld);
+  state->reset(t->lanes);
+  __builtin_memset(out, 0, t->rows * ld * sizeof(float));
+  const int64_t first = split * plan.split, last = min_of(first + plan.split, p.seq_k);
+  decode_rows<T>(p, units, *t, kv_head, max_of(first, t->key_begin), min_of(last, t->key_end), q, q_ld, x, *state, out,
+                 ld);
+
+  alignas(64) float factors[kTileQ];
+  const bool whole = plan.splits == 1;
+  finish_rows(p, units, *t, *state, whole, whole ? p.lse : plan.partial_lse + split * 2 * all, factors);
+  if (whole) {
+    FloatEngine<T>::write_sum(out, t->rows, t->lanes, p.dim_v, factors, static_cast<T*>(p.out) + t->row * p.dim_v);
+  } else {
+    float* partial = plan.partial_out + (split * all + t->row) * p.dim_v;
+    FloatEngine<T>::write_sum(out, t->rows, t->lanes, p.dim_v, factors, partial);
   }
 }
 
@@ -237,7 +271,11 @@ void attention_fwd(const AttentionForward& p) {
       p.pool, plan.tasks,
       [](void* argument, int64_t index, int) {
         const Context& c = *static_cast<Context*>(argument);
-        forward_task<Engine>(c.p, c.plan, index);
+        if (c.plan.few) {
+          decode_task<typename Engine::Element>(c.p, c.plan, index);
+        } else {
+          forward_task<Engine>(c.p, c.plan, index);
+        }
       },
       &context);
   if (plan.splits > 1) {

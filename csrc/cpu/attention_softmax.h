@@ -24,22 +24,27 @@ struct alignas(64) SoftmaxState {
   }
 };
 
-// W vectors of lanes. Returns whether the accumulated output has to be multiplied by state.rescale.
-template <class Engine, int W>
-FF_INLINE bool softmax_columns(const float* x, const float* rest, int64_t n, int64_t lanes, int lane,
-                               const ScoreUnits& units, SoftmaxState& state, const int32_t* keep,
-                               const typename Engine::Weights& weights) {
+// W vectors of lanes; kBare: no rest and no dropout. Returns whether the output summed so far has to be multiplied by
+// state.rescale.
+template <class Engine, int W, bool kBare, class Weights>
+bool softmax_columns(const float* x, const float* rest, int64_t n, int64_t lanes, int lane, const ScoreUnits& units,
+                     SoftmaxState& state, const int32_t* keep, const Weights& weights) {
   const vf c = splat(units.c);
-  vf top[W], offset[W], sum[W];
+  vf top[W], next[W], offset[W], sum[W];
   vi grown{};
 #pragma GCC unroll 4
-  for (int w = 0; w < W; w++) top[w] = splat(-kInf);
-  for (int64_t j = 0; j < n; j++) {
+  for (int w = 0; w < W; w++) top[w] = next[w] = splat(-kInf);
+  for (int64_t j = 0; j < n; j += 2) {
+    const float *even = x + j * lanes, *odd = j + 1 < n ? even + lanes : even;
 #pragma GCC unroll 4
-    for (int w = 0; w < W; w++) top[w] = max(top[w], load(x + j * lanes + w * kLanes));
+    for (int w = 0; w < W; w++) {
+      top[w] = max(top[w], load(even + w * kLanes));
+      next[w] = max(next[w], load(odd + w * kLanes));
+    }
   }
 #pragma GCC unroll 4
   for (int w = 0; w < W; w++) {
+    top[w] = max(top[w], next[w]);
     const vf old = load(state.max + lane + w * kLanes);
     grown |= (vi)((top[w] - old) * c > splat(kSlack));  // -inf - -inf = NaN compares false
   }
@@ -58,22 +63,24 @@ FF_INLINE bool softmax_columns(const float* x, const float* rest, int64_t n, int
       sum[w] *= factor;
     }
   }
-  for (int64_t j = 0; j < n; j += 2) {
-    const bool two = j + 1 < n;
+  const auto weight = [&](int64_t row, int w) FF_LAMBDA {
+    const int64_t at = row * lanes + w * kLanes;
+    vf s = load(x + at) - offset[w];
+    if (!kBare && rest) s += load(rest + at);
+    const vf p = exp2_as<Engine::kShortExp>(s * c);
+    sum[w] += p;
+    return !kBare && keep ? (vf)((vi)p & load(keep + at)) : p;
+  };
+  int64_t j = 0;
+  for (; j + 1 < n; j += 2) {
 #pragma GCC unroll 4
     for (int w = 0; w < W; w++) {
-      vf p[2] = {};
-      for (int r = 0; r < (two ? 2 : 1); r++) {
-        const int64_t at = (j + r) * lanes + w * kLanes;
-        vf s = load(x + at) - offset[w];
-        if (rest) s += load(rest + at);
-        p[r] = exp2_as<Engine::kShortExp>(s * c);
-        sum[w] += p[r];
-        if (keep) p[r] = (vf)((vi)p[r] & load(keep + at));
-      }
-      weights.put(j, lane + w * kLanes, p[0], p[1], two);
+      const vf p = weight(j, w);
+      weights.put(j, lane + w * kLanes, p, weight(j + 1, w));
     }
   }
+#pragma GCC unroll 4
+  for (int w = 0; w < W && j < n; w++) weights.put(j, lane + w * kLanes, weight(j, w));
 #pragma GCC unroll 4
   for (int w = 0; w < W; w++) store(state.sum + lane + w * kLanes, sum[w]);
   return rescaled;
@@ -81,27 +88,23 @@ FF_INLINE bool softmax_columns(const float* x, const float* rest, int64_t n, int
 
 // Weights of the tile x[n][lanes]. Returns whether any lane's reference moved; lanes' factors are then all in
 // state.rescale.
-template <class Engine>
+template <class Engine, bool kBare, class Weights>
 bool softmax_tile(const float* x, const float* rest, int64_t n, int64_t lanes, const ScoreUnits& units,
-                  SoftmaxState& state, const int32_t* keep, const typename Engine::Weights& weights) {
+                  SoftmaxState& state, const int32_t* keep, const Weights& weights) {
   bool moved[kTileQ / kLanes] = {}, any = false;
-  for (int lane = 0; lane < lanes;) {
-    const int64_t vectors = (lanes - lane) / kLanes;
+  for (int lane = 0, vectors; lane < lanes; lane += vectors * kLanes) {
     const float *at = x + lane, *rest_at = rest ? rest + lane : nullptr;
     const int32_t* kept = keep ? keep + lane : nullptr;
-    bool& here = moved[lane / kLanes];
-    if (vectors >= 4) {
-      here = softmax_columns<Engine, 4>(at, rest_at, n, lanes, lane, units, state, kept, weights);
-      for (int w = 1; w < 4; w++) moved[lane / kLanes + w] = here;
-      lane += 4 * kLanes;
-    } else if (vectors >= 2) {
-      here = softmax_columns<Engine, 2>(at, rest_at, n, lanes, lane, units, state, kept, weights);
-      moved[lane / kLanes + 1] = here;
-      lane += 2 * kLanes;
-    } else {
-      here = softmax_columns<Engine, 1>(at, rest_at, n, lanes, lane, units, state, kept, weights);
-      lane += kLanes;
-    }
+    const auto columns = [&](auto w) {
+      return softmax_columns<Engine, decltype(w)::value, kBare>(at, rest_at, n, lanes, lane, units, state, kept,
+                                                                weights);
+    };
+    const int64_t left = (lanes - lane) / kLanes;
+    vectors = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const bool here = vectors == 4   ? columns(Constant<4>{})
+                      : vectors == 2 ? columns(Constant<2>{})
+                                     : columns(Constant<1>{});
+    for (int w = 0; w < vectors; w++) moved[lane / kLanes + w] = here;
     any |= here;
   }
   weights.finish(n);
@@ -109,6 +112,13 @@ bool softmax_tile(const float* x, const float* rest, int64_t n, int64_t lanes, c
     if (!moved[lane / kLanes]) store(state.rescale + lane, splat(1.0f));
   }
   return any;
+}
+
+template <class Engine, class Weights>
+bool softmax_tile(const float* x, const float* rest, int64_t n, int64_t lanes, const ScoreUnits& units,
+                  SoftmaxState& state, const int32_t* keep, const Weights& weights) {
+  if (rest || keep) return softmax_tile<Engine, false>(x, rest, n, lanes, units, state, keep, weights);
+  return softmax_tile<Engine, true>(x, rest, n, lanes, units, state, keep, weights);
 }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

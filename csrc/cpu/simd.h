@@ -33,6 +33,7 @@
 #error "define FASTFUSE_ISA first"
 #endif
 #define FF_INLINE inline __attribute__((always_inline))
+#define FF_LAMBDA __attribute__((always_inline))
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
@@ -60,6 +61,10 @@ constexpr float kInf = __builtin_inff();
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
 template <class T>
 FF_INLINE T min_of(T a, T b) {
   return a < b ? a : b;

@@ -1,0 +1,152 @@
+// Forward for few queries a key head: decoding, beams that share their keys, grouped heads. Bound by reading K and V
+// once, so every row is streamed in its own layout, lanes along its columns, and prefetched kAhead rows before its
+// turn:
+//
+//     x_j = q . k_j          kLanes keys at a time, their partial sums added across lanes in one tree
+//     O  += sum_j p_j v_j    columns of O in registers
+#pragma once
+
+#include "cpu/arena.h"
+#include "cpu/attention_softmax.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+constexpr int kDecodeRows = 4;   // more queries are better off on lanes
+constexpr int kDecodeKeys = 64;  // keys of one softmax step
+constexpr int64_t kAhead = 32;
+
+template <class T>
+FF_INLINE vf load_columns(const T* p, int64_t columns) {
+  return columns >= kLanes ? load_as_float(p) : load_as_float(p, int(columns));
+}
+
+// Lane i: the sum of all lanes of x[i].
+template <int kBlock = kLanes / 2>
+FF_INLINE vf sums_of(vf (&x)[kLanes]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kBlock; i++) {
+    exchange<kBlock>(x[i], x[i + kBlock]);
+    x[i] += x[i + kBlock];
+  }
+  if constexpr (kBlock == 1) {
+    return x[0];
+  } else {
+    return sums_of<kBlock / 2>(x);
+  }
+}
+
+// x[rows][kDecodeKeys] = q k^T for n keys; what follows the last key is -inf. q[rows][ld], zero padded.
+template <class T>
+void decode_scores(const float* q, int64_t ld, int rows, const T* k, int64_t stride, int64_t n, int64_t dim, float* x) {
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const T* keys[kLanes];
+    for (int i = 0; i < kLanes; i++) {
+      keys[i] = k + min_of(j + i, n - 1) * stride;
+    }
+    for (int r = 0; r < rows; r++) {
+      vf sums[kLanes] = {};
+      for (int64_t c = 0; c < dim; c += kLanes) {
+        const vf query = load(q + r * ld + c);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; i++) {
+          if (r == 0 && c * sizeof(T) % 64 == 0) __builtin_prefetch(keys[i] + kAhead * stride + c);
+          sums[i] = fma(query, load_columns(keys[i] + c, dim - c), sums[i]);
+        }
+      }
+      const vf scores = sums_of(sums);
+      store(x + r * kDecodeKeys + j, select((vi)(lane_index() < splat(int32_t(n - j))), scores, splat(-kInf)));
+    }
+  }
+  for (int64_t j = round_up(n, kLanes); j < kDecodeKeys; j += kLanes) {
+    for (int r = 0; r < rows; r++) store(x + r * kDecodeKeys + j, splat(-kInf));
+  }
+}
+
+// O[W vectors of columns] = rescale O + sum_j p_j v_j for R rows.
+template <class T, int R, int W>
+FF_INLINE void decode_sum(const float* weights, const T* v, int64_t stride, int64_t n, int64_t columns,
+                          const float* rescale, float* out, int64_t ld) {
+  vf acc[R][W];
+  for (int r = 0; r < R; r++) {
+    for (int w = 0; w < W; w++) acc[r][w] = load(out + r * ld + w * kLanes) * splat(rescale[r]);
+  }
+  for (int64_t j = 0; j < n; j++) {
+    const T* row = v + j * stride;
+#pragma GCC unroll 4
+    for (int w = 0; w < W; w++) {
+      if (w * kLanes * sizeof(T) % 64 == 0) __builtin_prefetch(row + kAhead * stride + w * kLanes);
+      const vf value = load_columns(row + w * kLanes, columns - w * kLanes);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) acc[r][w] = fma(splat(weights[r * kDecodeKeys + j]), value, acc[r][w]);
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    for (int w = 0; w < W; w++) store(out + r * ld + w * kLanes, acc[r][w]);
+  }
+}
+
+template <class T, int R>
+void decode_sums(const float* weights, const T* v, int64_t stride, int64_t n, int64_t dim, const float* rescale,
+                 float* out, int64_t ld) {
+  constexpr int W = kVectorRegisters == 32 ? 4 : 2;
+  int64_t c = 0;
+  for (; c + (W - 1) * kLanes < dim; c += W * kLanes) {
+    decode_sum<T, R, W>(weights, v + c, stride, n, dim - c, rescale, out + c, ld);
+  }
+  for (; c < dim; c += kLanes) decode_sum<T, R, 1>(weights, v + c, stride, n, dim - c, rescale, out + c, ld);
+}
+
+// One row: weights of kDecodeKeys scores in place; returns the factor of what was summed before.
+FF_INLINE float decode_softmax(float* x, float c, float& maximum, float& sum) {
+  vf top = load(x);
+  for (int j = kLanes; j < kDecodeKeys; j += kLanes) top = max(top, load(x + j));
+  const float now = max_of(maximum, reduce_max(top)), base = now == -kInf ? 0 : now;
+  const float rescale = now == maximum ? 1.0f : exp2(splat((maximum - base) * c))[0];
+  vf total{};
+  for (int j = 0; j < kDecodeKeys; j += kLanes) {
+    const vf weight = exp2((load(x + j) - splat(base)) * splat(c));
+    store(x + j, weight);
+    total += weight;
+  }
+  maximum = now;
+  sum = sum * rescale + reduce_add(total);
+  return rescale;
+}
+
+// Rows of one (batch, key head) over keys [begin, end): O[rows][ld] not yet normalised, and its softmax state.
+template <class T>
+void decode_rows(const AttentionProblem& p, const ScoreUnits& units, const QueryTile& t, int64_t kv_head, int64_t begin,
+                 int64_t end, const float* q, int64_t q_ld, float* x, SoftmaxState& state, float* out, int64_t ld) {
+  for (int64_t key = begin; key < end; key += kDecodeKeys) {
+    const int64_t n = min_of<int64_t>(kDecodeKeys, end - key);
+    decode_scores(q, q_ld, t.rows, row_of<T>(p.k, t.batch, kv_head, key), p.k.stride[2], n, p.dim, x);
+    if (!units.plain) scale_scores(p, t.rows * kDecodeKeys, x, nullptr, nullptr);
+    for (int r = 0; r < t.rows; r++) {
+      float* row = x + r * kDecodeKeys;
+      for (int64_t j = 0; p.lo && j < n; j++) {
+        if (key + j < t.lo[r] || key + j >= t.hi[r]) row[j] = -kInf;
+      }
+      state.rescale[r] = decode_softmax(row, units.c, state.max[r], state.sum[r]);
+    }
+    const auto sums = [&](auto rows) {
+      decode_sums<T, decltype(rows)::value>(x, row_of<T>(p.v, t.batch, kv_head, key), p.v.stride[2], n, p.dim_v,
+                                            state.rescale, out, ld);
+    };
+    switch (t.rows) {
+      case 1:
+        sums(Constant<1>{});
+        break;
+      case 2:
+        sums(Constant<2>{});
+        break;
+      case 3:
+        sums(Constant<3>{});
+        break;
+      case 4:
+        sums(Constant<4>{});
+        break;
+    }
+  }
+}
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA
