@@ -1,22 +1,22 @@
-"""The machine: its name, the ceiling of its arithmetic and of its memory, and the memory that a call needs."""
+"""The machine: its name, what keeps its arithmetic and its memory busy, and the memory that a call needs."""
 
 from __future__ import annotations
 
 import ctypes
 import re
-import statistics
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastfuse.backends import cpu
 from fastfuse.info import cpu_model
 
-PRODUCT = 2048  # a product of this size is bound by arithmetic
-COPY_BYTES = 2**28  # a copy of this size is bound by memory
+_PRODUCT = 1536
+PRODUCT_FLOPS = 2 * _PRODUCT**3
+COPY_BYTES = 2 * 2**27
 STATUS = Path("/proc/self/status")
 
 
@@ -27,29 +27,19 @@ def device_name() -> str:
     return "-".join([*re.findall(r"[a-z0-9]+", model), *isa, str(torch.get_num_threads()), "threads"])
 
 
-def median_seconds(call: Callable[[], object], rounds: int = 9) -> float:
-    call()
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+@cache
+def big_product(dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A matrix product that is bound by arithmetic; PRODUCT_FLOPS operations."""
+    a, b = (torch.randn(_PRODUCT, _PRODUCT).to(dtype) for _ in range(2))
+    return lambda: a @ b
 
 
 @cache
-def flops_ceiling(dtype: torch.dtype) -> float:
-    """Operations a second of one big matrix product."""
-    a, b = (torch.randn(PRODUCT, PRODUCT).to(dtype) for _ in range(2))
-    return 2 * PRODUCT**3 / median_seconds(lambda: a @ b)
-
-
-@cache
-def bytes_ceiling() -> float:
-    """Bytes read and written a second by one big copy."""
-    source = torch.randint(100, (COPY_BYTES,), dtype=torch.uint8)
+def big_copy() -> Callable[[], Tensor]:
+    """A copy that is bound by memory; COPY_BYTES read and written."""
+    source = torch.randint(100, (COPY_BYTES // 2,), dtype=torch.uint8)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / median_seconds(lambda: target.copy_(source))
+    return lambda: target.copy_(source)
 
 
 def peak_mib(call: Callable[[], object]) -> float | None:

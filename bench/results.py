@@ -7,14 +7,16 @@ import platform
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 
 import torch
 
 import fastfuse
-from bench.machine import bytes_ceiling, device_name, flops_ceiling
+from bench.machine import device_name
 
 FOLDER = Path(__file__).parent / "results"
+DTYPES = ("float32", "bfloat16")
+OURS = "fastfuse"  # how the names of our backends begin
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Row:
     dtype: str
     seconds: dict[str, float]  # by contender, fastfuse's chosen backend first
     peak_mib: dict[str, float | None]
-    ceiling_share: float  # the machine's floor time over our time
+    flops_ceiling: float  # operations a second of a big product in this dtype, in the same rounds
+    bytes_ceiling: float  # bytes a second of a big copy, in the same rounds
+    floor_seconds: float  # the least time that these allow
     refused: dict[str, str]  # contenders that were not timed, with the reason
 
     @property
@@ -39,13 +43,18 @@ class Row:
 
     @property
     def best_peer(self) -> str:
-        peers = [name for name in self.seconds if not name.startswith("fastfuse")]
+        peers = [name for name in self.seconds if not name.startswith(OURS)]
         return min(peers, key=lambda name: self.seconds[name])
 
     @property
     def ratio(self) -> float:
         """The best peer's time over ours: above 1 we are faster."""
         return self.seconds[self.best_peer] / self.seconds[self.ours]
+
+    @property
+    def ceiling_share(self) -> float:
+        """The least time that the machine's ceilings allow over our time."""
+        return self.floor_seconds / self.seconds[self.ours]
 
 
 @dataclass(frozen=True)
@@ -54,17 +63,14 @@ class Results:
 
     device: str
     versions: dict[str, str]
-    ceilings: dict[str, float]  # operations a second by dtype, and "copy" in bytes a second
     date: str
     rows: list[Row]
 
     @classmethod
     def of(cls, rows: list[Row]) -> Results:
-        dtypes = sorted({row.dtype for row in rows})
         return cls(
             device_name(),
             {"fastfuse": fastfuse.__version__, "torch": torch.__version__, "python": platform.python_version()},
-            {dtype: flops_ceiling(getattr(torch, dtype)) for dtype in dtypes} | {"copy": bytes_ceiling()},
             date.today().isoformat(),
             rows,
         )
@@ -103,11 +109,12 @@ def markdown(results: Results) -> str:
     lines = [
         f"# {results.device}",
         "",
-        f"`make bench` on {results.date} with {versions}. Ceilings measured in the same run: {_ceilings(results)}.",
+        f"`make bench` on {results.date} with {versions}. Ceilings, medians: {_ceilings(results)}.",
         "",
         "Milliseconds are medians of rounds in which all contenders took turns, after each result was checked against "
-        "float64. Ratio: the best peer's time over ours, above 1 we are faster. Ceiling: the least time that the "
-        "ceilings allow over ours. MiB: what the process grows by during the call, ours and the best peer's.",
+        "float64. Ratio: the best peer's time over ours, above 1 we are faster. Ceiling: the least time that a big "
+        "product and a big copy in the same rounds allow, over ours. MiB: what the process grows by during the call, "
+        "ours and the best peer's.",
         "",
         "![speed-up](speedup.png)",
     ]
@@ -145,10 +152,9 @@ def _mib(size: float | None) -> str:
 
 
 def _ceilings(results: Results) -> str:
-    rates = {name: f"{rate / 1e9:.0f}" for name, rate in results.ceilings.items()}
-    return ", ".join(
-        f"{rate} GB/s copy" if name == "copy" else f"{rate} GFLOP/s {name}" for name, rate in rates.items()
-    )
+    products = {dtype: [row.flops_ceiling for row in results.rows if row.dtype == dtype] for dtype in DTYPES}
+    rates = [f"{dtype} products {median(rates) / 1e9:.0f} GFLOP/s" for dtype, rates in products.items() if rates]
+    return ", ".join([*rates, f"copies {median(row.bytes_ceiling for row in results.rows) / 1e9:.0f} GB/s"])
 
 
 def plot(results: Results, path: Path) -> None:
