@@ -117,10 +117,14 @@ def markdown(results: Results) -> str:
         "ours and the best peer's.",
         "",
         "![speed-up](speedup.png)",
+        "",
+        "| | ratio, geometric mean | least | greatest |",
+        "|---|---:|---:|---:|",
+        *(_summary(name, [row.ratio for row in rows]) for name, rows in results.groups().items()),
     ]
     for name, rows in results.groups().items():
         header, *body = table(rows)
-        lines += ["", f"## {name}: {geometric_mean([row.ratio for row in rows]):.2f}x", ""]
+        lines += ["", f"## {name}", ""]
         lines += [f"| {' | '.join(line)} |" for line in [header, ["---", *["---:"] * (len(header) - 1)], *body]]
         lines += ["", *refusals(rows)] if refusals(rows) else []
     return "\n".join(lines) + "\n"
@@ -149,6 +153,10 @@ def _verdict(row: Row) -> list[str]:
 
 def _mib(size: float | None) -> str:
     return "?" if size is None else f"{size:.0f}"
+
+
+def _summary(name: str, ratios: list[float]) -> str:
+    return f"| {name} | {geometric_mean(ratios):.2f} | {min(ratios):.2f} | {max(ratios):.2f} |"
 
 
 def _ceilings(results: Results) -> str:
