@@ -26,14 +26,14 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def leaves(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    a, b = (torch.randn(6, 5, dtype=dtype, requires_grad=True) for _ in range(2))
+def leaves(dtype: torch.dtype = torch.float32, dim: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    a, b = (torch.randn(6, dim, dtype=dtype, requires_grad=True) for _ in range(2))
     return a, b, torch.tensor(4.0, dtype=dtype, requires_grad=True)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_gradcheck_and_gradgradcheck(loss: Callable[..., Tensor]) -> None:
-    x = leaves(torch.float64)
+    x = leaves(torch.float64, dim=2)
     assert gradcheck(loss, x, check_forward_ad=True)
     assert gradgradcheck(loss, x)
 

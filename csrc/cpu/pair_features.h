@@ -3,7 +3,7 @@
 //   c_ij = inverse_i * inverse_j * (rows_i . rows_j)
 //
 // float: rows are normalised, each element rounded once. bf16: rows are the features times a power of two, exact, that
-// makes their largest element about 1, so that nothing overflows or vanishes; the norm is applied to the product.
+// keeps products of norms within float's range, nearly always 1; the norm is applied to the product.
 #pragma once
 
 #include "cpu/amx_pack.h"
@@ -54,30 +54,55 @@ class Buffer {
 // Rows an odd number of cache lines apart, so that a column of them does not fall into few cache sets.
 FF_INLINE int64_t odd_lines(int64_t count, int64_t per_line) { return (ceil_div(count, per_line) | 1) * per_line; }
 
+// body(c, load) for each vector of a row; load(p + c) reads what is there of it.
+template <class Body>
+FF_INLINE void for_vectors(int64_t dim, const Body& body) {
+  int64_t c = 0;
+  for (; c + kLanes <= dim; c += kLanes) body(c, [](const auto* p) { return load_as_float(p); });
+  const int rest = int(dim - c);
+  if (rest) body(c, [rest](const auto* p) { return load_as_float(p, rest); });
+}
+
+// float is summed in double: an error of a norm is one of a whole row of logits.
 template <class In>
 FF_INLINE double squared_norm(const In* row, int64_t dim, float factor) {
-  typedef double vd __attribute__((vector_size(kLanes * 8)));
-  vd sum{};
-  for (int64_t c = 0; c < dim; c += kLanes) {
-    const vf x = load_as_float(row + c, int(min_of<int64_t>(kLanes, dim - c))) * splat(factor);
-    const vd wide = __builtin_convertvector(x, vd);
-    sum += wide * wide;
+  if constexpr (sizeof(In) == 4) {
+    vwide sum{};
+    for_vectors(dim, [&](int64_t c, const auto& load) {
+      const vwide x = widen(load(row + c) * splat(factor));
+      sum += x * x;
+    });
+    return reduce_add(sum);
+  } else {
+    vf sum{};
+    for_vectors(dim, [&](int64_t c, const auto& load) {
+      const vf x = load(row + c) * splat(factor);
+      sum = fma(x, x, sum);
+    });
+    return reduce_add_double(sum);
   }
-  double total = 0;
-  for (int i = 0; i < kLanes; i++) total += sum[i];
-  return total;
 }
 
 // The power of two that brings the row's largest element into [1, 2), at most 2^120 either way.
 template <class In>
 FF_INLINE float power_of_two(const In* row, int64_t dim) {
   vf top{};
-  int64_t c = 0;
-  for (; c + kLanes <= dim; c += kLanes) top = max(top, absolute(load_as_float(row + c)));
-  if (c < dim) top = max(top, absolute(load_as_float(row + c, int(dim - c))));
+  for_vectors(dim, [&](int64_t c, const auto& load) { top = max(top, absolute(load(row + c))); });
   const float largest = reduce_max(top);
   if (!(largest > 0) || largest == kInf) return 1.0f;
   return __builtin_ldexpf(1.0f, max_of(-120, min_of(120, -__builtin_ilogbf(largest))));
+}
+
+// The row's norm after scaling by `factor`, which is 1 unless squares or products of norms could leave float's range.
+template <class In>
+FF_INLINE double scaled_norm(const In* row, int64_t dim, float& factor) {
+  factor = 1.0f;
+  double square = squared_norm(row, dim, factor);
+  if (!(square > 1e-18 && square < 1e18)) {
+    factor = power_of_two(row, dim);
+    square = squared_norm(row, dim, factor);
+  }
+  return __builtin_sqrt(square);
 }
 
 // One strip of features, at most kStrip rows, padded with zeros. Null: not wanted.
@@ -93,16 +118,18 @@ template <class In, class T, class Index>
 void pack_strip_rows(const Features& x, bool normalize, int64_t count, const Index& index, const Strip<T>& to) {
   for (int64_t r = 0; r < count; r++) {
     const In* row = static_cast<const In*>(x.data) + index(r) * x.stride;
-    const float factor = normalize ? power_of_two(row, x.dim) : 1.0f;
-    const double norm = __builtin_sqrt(squared_norm(row, x.dim, factor)), smallest = double(kEps) * factor;
+    float factor = 1.0f;
+    const double norm = normalize ? scaled_norm(row, x.dim, factor) : 1.0, smallest = double(kEps) * factor;
     const double inverse = normalize ? 1.0 / (norm < smallest ? smallest : norm) : 1.0;
     // float: the inverse in two parts, so that each element is rounded once
     const float high = sizeof(T) == 4 ? float(inverse) : 1.0f, low = sizeof(T) == 4 ? float(inverse - high) : 0.0f;
-    for (int64_t c = 0; c < to.ld; c += kLanes) {
-      const int64_t left = x.dim - c;
-      const vf in = left > 0 ? load_as_float(row + c, int(min_of<int64_t>(kLanes, left))) * splat(factor) : vf{};
-      store_as(to.rows + r * to.ld + c, fma(in, splat(high), in * splat(low)));
-    }
+    T* out = to.rows + r * to.ld;
+    for_vectors(x.dim, [&](int64_t c, const auto& load) {
+      const vf in = load(row + c) * splat(factor);
+      store_as(out + c, sizeof(T) == 4 ? fma(in, splat(high), in * splat(low)) : in);
+    });
+    const int64_t end = round_up(x.dim, kLanes);
+    __builtin_memset(out + end, 0, size_t(to.ld - end) * sizeof(T));
     to.inverse[r] = sizeof(T) == 4 ? 1.0f : float(inverse);
     if (!to.factor) continue;
     to.factor[r] = sizeof(T) == 4 ? float(factor * inverse) : factor;

@@ -5,6 +5,12 @@
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
+// Where no logit is larger, exp(x) fits float however many are added, and one exponential serves a row and a column.
+constexpr float kSharedBound = 30.0f;
+FF_INLINE bool shares_exponential(const PairProblem& p) {
+  return p.normalize && p.scale <= kSharedBound && p.scale >= -kSharedBound;
+}
+
 // The pairs of one row and kLanes columns that are positives, and those that are left out.
 struct Marks {
   vi positive, hidden;
@@ -29,7 +35,7 @@ struct PaddedLabels {
   Buffer<int32_t> key, skip;
   PairLabels labels;
 
-  PaddedLabels(const PairProblem& p) : labels(p.labels) {
+  explicit PaddedLabels(const PairProblem& p) : labels(p.labels) {
     key = padded(p.labels.col_key, p.b.rows);
     labels.col_key = key.get();
     if (!p.labels.col_skip) return;

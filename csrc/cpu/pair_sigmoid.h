@@ -21,8 +21,8 @@ struct SigmoidVisit {
   SigmoidSums* sums;  // [blocks of rows][strips]
 
   void operator()(const TileAt& at, float* tile) {
-    SigmoidSums& tile_sums = sums[at.row / kBlock * strips + at.strip];
     const vf scale = splat(p.scale), bias = splat(p.bias);
+    vwide tile_loss{}, tile_dscale{}, tile_dbias{};
     for (int64_t r = 0; r < at.rows; r++) {
       const int64_t i = at.row + r;
       const vf inverse = splat(row_inverse[i]);
@@ -32,20 +32,27 @@ struct SigmoidVisit {
         float* to = tile + r * kStrip + v;
         const vf inverses = load(col_inverse + at.col + v) * inverse, c = load(to) * inverses;
         const vi positive = load(labels.col_key + at.col + v) == key;
-        const vi there = lane_index() < splat(int32_t(at.cols - v));
-        const vf x = fma(c, scale, bias), z = select(positive, -x, x);
-        const vf e = exp_exact(-absolute(x));
-        const vf sigmoid = select((vi)(z < vf{}), e, splat(1.0f)) / (splat(1.0f) + e);
-        const vf g = select(there, select(positive, -sigmoid, sigmoid), vf{});
-        loss += select(there, max(z, vf{}) + log1p_unit(e), vf{});
+        const uint32_t positives = lane_bits(positive);
+        const vf x = fma(c, scale, bias), z = positives ? select(positive, -x, x) : x;
+        const vf e = exp_exact(-absolute(x)), share = reciprocal(splat(1.0f) + e);
+        vf g = select((vi)(z < vf{}), e * share, share), softplus = max(z, vf{}) + log1p_unit(e);
+        if (positives) g = select(positive, -g, g);
+        if (at.cols - v < kLanes) {
+          const vi there = lane_index() < splat(int32_t(at.cols - v));
+          g = select(there, g, vf{});
+          softplus = select(there, softplus, vf{});
+        }
+        loss += softplus;
         dbias += g;
         dscale = fma(g, c, dscale);
         store(to, g * inverses);
       }
-      tile_sums.loss += reduce_add_double(loss);
-      tile_sums.dscale += reduce_add_double(dscale);
-      tile_sums.dbias += reduce_add_double(dbias);
+      tile_loss += widen(loss);
+      tile_dscale += widen(dscale);
+      tile_dbias += widen(dbias);
     }
+    sums[at.row / kBlock * strips + at.strip] = {reduce_add(tile_loss), reduce_add(tile_dscale),
+                                                 reduce_add(tile_dbias)};
   }
 
   void end_chunk(const ThreadPool&, int64_t, int64_t, int64_t) {}

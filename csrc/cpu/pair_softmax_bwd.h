@@ -11,6 +11,7 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 // e - target cancels exactly where the positive dominates. Away from positives and smoothing: e * coefficient.
 struct LineGradient {
   Buffer<float> reference, rest, share, inverse, coefficient, positive;  // [n padded]
+  Buffer<float> shared;  // coefficient * exp(-reference): times exp(x), where that is the same for a row and a column
 
   LineGradient(const PairStatistics& s, int64_t n, float smoothing, float weight)
       : reference(padded(n)),
@@ -18,7 +19,8 @@ struct LineGradient {
         share(padded(n)),
         inverse(padded(n)),
         coefficient(padded(n)),
-        positive(padded(n)) {
+        positive(padded(n)),
+        shared(padded(n)) {
     for (int64_t i = 0; i < padded(n); i++) {
       const bool there = i < n;
       const int32_t count = there ? s.count[i] : 0;
@@ -28,12 +30,13 @@ struct LineGradient {
       positive.get()[i] = count ? (1.0f - smoothing) / float(count) : 0.0f;
       inverse.get()[i] = weight / (1.0f + rest.get()[i]);
       coefficient.get()[i] = share.get()[i] * inverse.get()[i];
+      shared.get()[i] = coefficient.get()[i] * __builtin_expf(-reference.get()[i]);
     }
   }
   static int64_t padded(int64_t n) { return round_up(n, kStrip); }
 };
 
-template <bool kCols, bool kSkip>
+template <bool kCols, bool kSkip, bool kShared>
 struct SoftmaxGradientVisit {
   const PairSoftmaxBwd& p;
   const PairLabels& labels;
@@ -64,12 +67,20 @@ struct SoftmaxGradientVisit {
       const int64_t i = at.row + r;
       const vf inverse = splat(row_inverse[i]);
       const vf reference = splat(rows.reference.get()[i]), coefficient = splat(rows.coefficient.get()[i]);
+      const vf shared = splat(rows.shared.get()[i]);
       const int32_t key = labels.row_key[i], skip = kSkip ? labels.row_skip[i] : 0;
       for (int64_t v = 0; v < at.cols; v += kLanes) {
         const int64_t j = at.col + v;
         float* to = tile + r * kStrip + v;
         const vf inverses = load(col_inverse + j) * inverse, c = load(to) * inverses, x = rounded(c * scale);
         const Marks marks = marks_of<kSkip>(labels, key, skip, j);
+        if (kShared && !lane_bits(marks.positive | marks.hidden) && at.cols - v >= kLanes && !smooth) {
+          const vf weight = kWithCols ? shared + load(cols.shared.get() + j) : shared;
+          const vf g = exp_exact(x) * weight;
+          dscale_lanes = fma(g, c, dscale_lanes);
+          store(to, g * inverses);
+          continue;
+        }
         const vi there = (lane_index() < splat(int32_t(at.cols - v))) & ~marks.hidden;
         const vf e = select(there, exp_exact(x - reference), vf{});
         vf ec{};
@@ -99,7 +110,7 @@ struct SoftmaxGradientVisit {
   void end_chunk(const ThreadPool&, int64_t, int64_t, int64_t) {}
 };
 
-template <class T, bool kCols, bool kSkip>
+template <class T, bool kCols, bool kSkip, bool kShared>
 void softmax_gradients(const PairSoftmaxBwd& p, const ThreadPool& pool) {
   const bool da_wanted = p.da, db_wanted = p.db || (p.symmetric && p.da);
   const Side<T> a = make_side<T>(p.a, p.normalize, p.symmetric, p.symmetric, pool);
@@ -113,16 +124,16 @@ void softmax_gradients(const PairSoftmaxBwd& p, const ThreadPool& pool) {
   const int64_t blocks = ceil_div(a.n, kBlock);
   Buffer<double> dscale(blocks * b.strips, true);
   Gradients<T> gradients(a, b, da_wanted, db_wanted);
-  SoftmaxGradientVisit<kCols, kSkip> visit{p,
-                                           padded.labels,
-                                           a.inverse.get(),
-                                           b.inverse.get(),
-                                           rows,
-                                           cols,
-                                           float(p.label_smoothing / double(b.n)),
-                                           float(p.label_smoothing / double(a.n)),
-                                           b.strips,
-                                           dscale.get()};
+  SoftmaxGradientVisit<kCols, kSkip, kShared> visit{p,
+                                                    padded.labels,
+                                                    a.inverse.get(),
+                                                    b.inverse.get(),
+                                                    rows,
+                                                    cols,
+                                                    float(p.label_smoothing / double(b.n)),
+                                                    float(p.label_smoothing / double(a.n)),
+                                                    b.strips,
+                                                    dscale.get()};
   sweep(a, b, gradients, pool, visit);
   double sum = 0;
   for (int64_t i = 0; i < blocks * b.strips; i++) sum += dscale.get()[i];
@@ -130,6 +141,12 @@ void softmax_gradients(const PairSoftmaxBwd& p, const ThreadPool& pool) {
   if (gradients.wanted()) {
     write_gradients(a, b, gradients, float(p.unit * p.scale), p.da, p.db, p.a.dtype, pool);
   }
+}
+
+template <class T, bool kCols, bool kSkip>
+void softmax_gradients(const PairSoftmaxBwd& p, const ThreadPool& pool) {
+  shares_exponential(p) ? softmax_gradients<T, kCols, kSkip, true>(p, pool)
+                        : softmax_gradients<T, kCols, kSkip, false>(p, pool);
 }
 
 template <class T>

@@ -5,6 +5,10 @@
 // element:
 //
 //   e = exp(-|x - top|);   rest = x > top ? (rest + 1) e : rest + e;   top = max(top, x)
+//
+// Where logits are bounded (kSharedBound) only positives go that way. The others add exp(x), the same number for the
+// row and for the column, to `small`, and the line is (top, rest + small exp(-top)): as exact, for half the
+// exponentials.
 #pragma once
 
 #include "cpu/pair_labels.h"
@@ -37,15 +41,17 @@ FF_INLINE void merge_lanes(vf tops, vf rests, float& top, float& rest) {
 // Statistics of lines while a sweep runs.
 struct Lines {
   Buffer<float> top, rest;
+  Buffer<double> small;              // sum of exp(x) over the columns that are not in (top, rest)
   Buffer<double> positive_sum, sum;  // of x over the positives, over all
   Buffer<int32_t> count;             // positives
 
-  explicit Lines(int64_t n) : top(n), rest(n, true), positive_sum(n, true), sum(n, true), count(n, true) {
+  explicit Lines(int64_t n)
+      : top(n), rest(n, true), small(n, true), positive_sum(n, true), sum(n, true), count(n, true) {
     for (int64_t i = 0; i < n; i++) top.get()[i] = kHidden;
   }
 };
 
-template <bool kCols, bool kSkip>
+template <bool kCols, bool kSkip, bool kShared>
 struct SoftmaxVisit {
   const PairSoftmaxFwd& p;
   const PairLabels& labels;
@@ -73,18 +79,26 @@ struct SoftmaxVisit {
 
   template <bool kWithCols>
   void visit(const TileAt& at, const float* tile) {
+    alignas(64) float col_small[kStrip] = {};
     for (int64_t r = 0; r < at.rows; r++) {
       const int64_t i = at.row + r, part = at.slot * kChunk + i - at.chunk;
       const vf inverse = splat(row_inverse[i]), scale = splat(p.scale);
       const int32_t key = labels.row_key[i], skip = kSkip ? labels.row_skip[i] : 0;
-      vf top = splat(kHidden), rest{};
+      vf top = splat(kHidden), rest{}, small{};
       double positive_sum = 0, sum = 0;
       int32_t count = 0;
       for (int64_t v = 0; v < at.cols; v += kLanes) {
         const int64_t j = at.col + v;
         vf x = rounded(load(tile + r * kStrip + v) * (load(col_inverse + j) * inverse) * scale);
-        const vi there = lane_index() < splat(int32_t(at.cols - v));
         Marks marks = marks_of<kSkip>(labels, key, skip, j);
+        const uint32_t marked = lane_bits(marks.positive | marks.hidden);
+        if (kShared && !marked && at.cols - v >= kLanes && !p.uniform) {
+          const vf e = exp_exact(x);
+          small += e;
+          if (kWithCols) store(col_small + v, load(col_small + v) + e);
+          continue;
+        }
+        const vi there = lane_index() < splat(int32_t(at.cols - v));
         marks.positive &= there;
         if (p.uniform) {
           sum += reduce_add_double(select(there, x, vf{}));
@@ -101,7 +115,13 @@ struct SoftmaxVisit {
             cols.count.get()[j + l]++;
           }
         }
-        x = select(there & ~marks.hidden, x, splat(kHidden));
+        if (kShared) {
+          const vf e = select(there & ~marks.hidden & ~marks.positive, exp_exact(x), vf{});
+          small += e;
+          if (kWithCols) store(col_small + v, load(col_small + v) + e);
+          if (!lane_bits(marks.positive)) continue;
+        }
+        x = select(kShared ? marks.positive : there & ~marks.hidden, x, splat(kHidden));
         take_in(x, top, rest);
         if constexpr (kWithCols) {
           vf col_top = load(cols.top.get() + j), col_rest = load(cols.rest.get() + j);
@@ -110,10 +130,19 @@ struct SoftmaxVisit {
           store(cols.rest.get() + j, col_rest);
         }
       }
-      merge_lanes(top, rest, parts.top.get()[part], parts.rest.get()[part]);
+      if (kShared && !count) {
+        parts.top.get()[part] = kHidden;
+        parts.rest.get()[part] = 0.0f;
+      } else {
+        merge_lanes(top, rest, parts.top.get()[part], parts.rest.get()[part]);
+      }
+      parts.small.get()[part] = reduce_add(small);
       parts.positive_sum.get()[part] = positive_sum;
       parts.sum.get()[part] = sum;
       parts.count.get()[part] = count;
+    }
+    if (kShared && kWithCols) {
+      for (int64_t v = 0; v < at.cols; v++) cols.small.get()[at.col + v] += col_small[v];
     }
   }
 
@@ -129,6 +158,7 @@ struct SoftmaxVisit {
         for (int64_t slot = 0; slot < slots; slot++) {
           for (int64_t l = r; l < r + kLanes; l++) {
             rows.positive_sum.get()[chunk + l] += parts.positive_sum.get()[slot * kChunk + l];
+            rows.small.get()[chunk + l] += parts.small.get()[slot * kChunk + l];
             rows.sum.get()[chunk + l] += parts.sum.get()[slot * kChunk + l];
             rows.count.get()[chunk + l] += parts.count.get()[slot * kChunk + l];
           }
@@ -147,6 +177,7 @@ struct SoftmaxVisit {
     }
     for (int64_t i = 0; i < n; i++) {
       rows.positive_sum.get()[i] += cols.positive_sum.get()[i];
+      rows.small.get()[i] += cols.small.get()[i];
       rows.sum.get()[i] += cols.sum.get()[i];
       rows.count.get()[i] += cols.count.get()[i];
     }
@@ -155,18 +186,25 @@ struct SoftmaxVisit {
 
 inline void write_statistics(const Lines& lines, int64_t n, int64_t others, bool uniform, const PairStatistics& out) {
   for (int64_t i = 0; i < n; i++) {
-    const bool empty = lines.top.get()[i] == kHidden;
-    const double reference = empty ? 0.0 : lines.top.get()[i];
+    const double small = lines.small.get()[i];
+    float reference = lines.top.get()[i];
+    double rest = lines.rest.get()[i];
+    if (reference == kHidden) {  // none, or all in `small`
+      reference = small > 0 ? float(__builtin_log(small)) : 0.0f;
+      rest = small > 0 ? small * __builtin_exp(-double(reference)) - 1 : 0.0;
+    } else if (small > 0) {
+      rest += small * __builtin_exp(-double(reference));
+    }
     const int32_t count = lines.count.get()[i];
-    out.reference[i] = float(reference);
-    out.rest[i] = empty ? 0.0f : lines.rest.get()[i];
+    out.reference[i] = reference;
+    out.rest[i] = float(rest);
     out.gap[i] = count ? float(reference - lines.positive_sum.get()[i] / count) : 0.0f;
     out.uniform_gap[i] = uniform ? float(reference - lines.sum.get()[i] / double(others)) : 0.0f;
     out.count[i] = count;
   }
 }
 
-template <class T, bool kCols, bool kSkip>
+template <class T, bool kCols, bool kSkip, bool kShared>
 void softmax_statistics(const PairSoftmaxFwd& p, const ThreadPool& pool) {
   const Side<T> a = make_side<T>(p.a, p.normalize, p.symmetric, false, pool);
   Side<T> other;
@@ -174,11 +212,17 @@ void softmax_statistics(const PairSoftmaxFwd& p, const ThreadPool& pool) {
   const Side<T>& b = p.symmetric ? a : other;
   const PaddedLabels padded(p);
   Gradients<T> none(a, b, false, false);
-  SoftmaxVisit<kCols, kSkip> visit(p, padded.labels, a.inverse.get(), b.inverse.get(), b.strips);
+  SoftmaxVisit<kCols, kSkip, kShared> visit(p, padded.labels, a.inverse.get(), b.inverse.get(), b.strips);
   sweep(a, b, none, pool, visit);
   if (p.symmetric) visit.join_mirrored(a.n);
   write_statistics(visit.rows, a.n, b.n, p.uniform, p.rows);
   if (kCols && !p.symmetric) write_statistics(visit.cols, b.n, a.n, p.uniform, p.cols);
+}
+
+template <class T, bool kCols, bool kSkip>
+void softmax_statistics(const PairSoftmaxFwd& p, const ThreadPool& pool) {
+  shares_exponential(p) ? softmax_statistics<T, kCols, kSkip, true>(p, pool)
+                        : softmax_statistics<T, kCols, kSkip, false>(p, pool);
 }
 
 template <class T>

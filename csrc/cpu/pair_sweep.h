@@ -126,8 +126,9 @@ void row_gradient_task(const Side<T>& b, Gradients<T>& gradients, int64_t chunk,
 template <class T, class Visit>
 void sweep(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const ThreadPool& pool, Visit& visit) {
   const bool symmetric = &a == &b;
-  for (int64_t chunk = 0; chunk < a.n; chunk += kChunk) {
-    const int64_t rows = min_of(kChunk, a.n - chunk);
+  const int64_t chunk_rows = symmetric ? kStrip : kChunk;  // a square is computed whole: small ones waste less
+  for (int64_t chunk = 0; chunk < a.n; chunk += chunk_rows) {
+    const int64_t rows = min_of(chunk_rows, a.n - chunk);
     const int64_t first = symmetric ? chunk / kStrip : 0, slots = b.strips - first;
     const int64_t square = symmetric ? ceil_div(rows, kStrip) : 0;
 #if defined(__AMX_BF16__)
@@ -141,7 +142,7 @@ void sweep(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const Th
       strip_task(a, b, gradients, chunk, rows, first, slot, symmetric && slot >= square, visit);
     });
     if (gradients.da_wanted) {
-      constexpr int64_t kRows = 64;
+      constexpr int64_t kRows = 64;  // a task: its sums stay in L2
       for_each(pool, ceil_div(rows, kRows), [&](int64_t index) {
         const int64_t row = index * kRows;
         row_gradient_task(b, gradients, chunk, chunk + row, min_of(kRows, rows - row), first, slots);
@@ -160,20 +161,22 @@ constexpr float kLargest<f16> = 65504.0f;
 // along_i is inverse_i^2, or 0 where nothing is normalised or the norm is below 1e-12 and constant.
 template <class T, class Out>
 void write_rows(const Side<T>& side, int64_t first, int64_t count, const float* t, float scale, Out* out) {
-  const vf largest = splat(kLargest<Out>);
+  [[maybe_unused]] const vf largest = splat(kLargest<Out>);
   for (int64_t i = first; i < first + count; i++, t += side.ld) {
     const T* row = side.row(i);
     vf dot{};
+    for (int64_t c = 0; c < side.dim; c += kLanes) dot = fma(load_as_float(row + c), load(t + c), dot);
+    const vf along = splat(-side.along.get()[i] * float(reduce_add_double(dot))),
+             f = splat(side.factor.get()[i] * scale);
+    Out* to = out + i * side.dim;
     for (int64_t c = 0; c < side.dim; c += kLanes) {
-      const int n = int(min_of<int64_t>(kLanes, side.dim - c));
-      dot = fma(load_as_float(row + c, n), load(t + c, n), dot);
-    }
-    const vf along = splat(-side.along.get()[i] * float(reduce_add_double(dot)));
-    const vf f = splat(side.factor.get()[i] * scale);
-    for (int64_t c = 0; c < side.dim; c += kLanes) {
-      const int n = int(min_of<int64_t>(kLanes, side.dim - c));
-      const vf g = f * fma(along, load_as_float(row + c, n), load(t + c, n));
-      store_as(out + i * side.dim + c, max(-largest, min(largest, g)), n);  // a zero row's does not fit float16
+      vf g = f * fma(along, load_as_float(row + c), load(t + c));
+      if constexpr (kLargest<Out> != kInf) g = max(-largest, min(largest, g));  // a zero row's does not fit
+      if (c + kLanes <= side.dim) {
+        store_as(to + c, g);
+      } else {
+        store_as(to + c, g, int(side.dim - c));
+      }
     }
   }
 }
@@ -210,7 +213,7 @@ void write_gradients(const Side<T>& a, const Side<T>& b, const Gradients<T>& gra
       const int64_t dim = round_up(b.dim, 16);
       float* rows;
       with_arena([&](Arena& arena) { rows = arena.take<float>(kStrip * b.ld); });
-      transpose(gradients.db.get() + s * dim * kStrip, kStrip, b.dim, count, rows, b.ld);
+      transpose(gradients.db.get() + s * dim * kStrip, kStrip, dim, count, rows, b.ld);  // with the zeros that pad dim
       t = rows;
     }
     if (symmetric) {
