@@ -1,8 +1,8 @@
 """Muon for the transformer's matrices, AdamW for everything else.
 
 Muon orthogonalises each matrix's momentum (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon); scaled to
-AdamW's step size (Liu et al. 2025, https://arxiv.org/abs/2502.16982) both share one learning rate. The demo reaches in
-300 steps what AdamW alone reaches in about 800 (docs/training.md).
+AdamW's step size (Liu et al. 2025, https://arxiv.org/abs/2502.16982) both share one learning rate. On the demo's scenes
+150 steps reach what 600 steps of AdamW alone reach (docs/training.md).
 """
 
 from __future__ import annotations
