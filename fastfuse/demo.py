@@ -19,7 +19,7 @@ from fastfuse.data import CaptionTokenizer, Preprocess, Scenes
 from fastfuse.models import Captioner
 from fastfuse.training import Evaluation, TrainingConfig, evaluate, train, word_maps
 from fastfuse.training.config import autocast_dtype
-from fastfuse.training.measure import BEAMS, PICTURES, Cost, measure
+from fastfuse.training.measure import BEAMS, PICTURES, Cost, fastest_thread_count, measure
 from fastfuse.training.report import Shown, write_report
 
 RECIPE = TrainingConfig(data="scenes", preset="demo", steps=1000, checkpoint_every=200)
@@ -41,6 +41,9 @@ def run_demo(config: TrainingConfig, out: Path, pictures: int) -> Path:
     """Everything that `make demo` does, into an empty folder ``out``; returns the report's path."""
     start = time.perf_counter()
     shutil.rmtree(out, ignore_errors=True)
+    threads = fastest_thread_count(config)
+    click.echo(f"{threads} thread{'s'[: threads > 1]}, fastfuse {config.attention}")
+    torch.set_num_threads(threads)
     model, tokenizer, _, _ = train(config, out)
     minutes = (time.perf_counter() - start) / 60
     click.echo(f"{config.steps} steps of {config.batch_size} pictures in {minutes:.1f} minutes")

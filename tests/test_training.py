@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from fastfuse import cli
 from fastfuse.data import Scenes
 from fastfuse.demo import run_demo
 from fastfuse.training import Trainer, TrainingConfig, commands, evaluate, load_captioner, train
@@ -186,6 +187,22 @@ def test_commands(run, tmp_path):
     result = runner.invoke(commands.caption, [str(tmp_path / "none.png"), "--model", str(run)])
     assert result.exit_code == 1
     assert "does not exist" in result.output
+
+
+def test_commands_are_there_and_say_what_they_lack(monkeypatch):
+    runner = CliRunner()
+    listed = runner.invoke(cli.main, ["--help"]).output
+    assert all(name in listed for name in ("info", "train", "caption", "evaluate"))
+    assert "--data" in runner.invoke(cli.main, ["train", "--help"]).output
+
+    def missing(_):
+        raise ModuleNotFoundError("No module named 'tokenizers'", name="tokenizers")
+
+    monkeypatch.setattr(cli, "import_module", missing)
+    assert runner.invoke(cli.main, ["--help"]).exit_code == 0
+    result = runner.invoke(cli.main, ["train"])
+    assert result.exit_code == 1
+    assert "needs tokenizers: pip install 'fastfuse[captioner]'" in result.output
 
 
 def test_a_folder_of_captioned_pictures(tmp_path):

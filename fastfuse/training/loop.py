@@ -136,19 +136,21 @@ def train(config: TrainingConfig, out: Path, *, device: torch.device | str = "cp
     if resume is not None:
         _check_same(TrainingConfig.load(resume / "training.json"), config, out)
     log = RunLog(out, trainer.next_step)
-    progress = tqdm(
-        trainer.upcoming(), total=config.steps, initial=trainer.next_step, desc="train", unit="step", disable=quiet
-    )
-    for batch in progress:
+    start_step = trainer.next_step
+    progress = tqdm(desc="train", unit="step", total=config.steps, initial=start_step, mininterval=0.5, disable=quiet)
+    for batch in trainer.upcoming():
         start = time.perf_counter()
         values = trainer.step(batch)
         step, seconds = trainer.next_step, time.perf_counter() - start
         if config.evaluate_every and step % config.evaluate_every == 0:
             values["exact"] = trainer.exact_match()
         log.write(step, **values, seconds=seconds)
-        progress.set_postfix(caption=f"{values['caption']:.3f}", contrastive=f"{values['contrastive']:.3f}")
+        told = {name: f"{values[name]:.3f}" for name in ("caption", "contrastive")}
+        progress.set_postfix(told, refresh=False)
+        progress.update()
         if step % config.checkpoint_every == 0 or step == config.steps:
             save_checkpoint(out, step, trainer.model, trainer.optimizers, trainer.tokenizer, config)
+    progress.close()
     log.close()
     plot_losses(out)
     return Trained(trainer.model.eval(), trainer.tokenizer, config, trainer.next_step)

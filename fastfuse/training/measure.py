@@ -6,14 +6,18 @@ Times are medians of interleaved repetitions in one process. Peak memory is meas
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+
+import torch
 
 from fastfuse.nn.core import Attention
 from fastfuse.training.checkpoint import latest_checkpoint
@@ -53,6 +57,25 @@ def measure(run: Path, repetitions: int = 5) -> dict[str, dict[str, Cost]]:
     return costs
 
 
+def fastest_thread_count(config: TrainingConfig) -> int:
+    """torch's present number of threads or 1, whichever does a step sooner right now.
+
+    Threads wait for one another at the end of every operation: where other programs keep a core busy, one is faster.
+    """
+    before = torch.get_num_threads()
+    trainer = Trainer(replace(config, steps=1))
+    batch = trainer.batches.batch(0)
+    times = {}
+    for threads in {before, 1}:
+        torch.set_num_threads(threads)
+        trainer.losses(batch).total.backward()  # warms up
+        start = time.perf_counter()
+        trainer.losses(batch).total.backward()
+        times[threads] = time.perf_counter() - start
+    torch.set_num_threads(before)
+    return min(times, key=lambda threads: times[threads])
+
+
 def _trainer(run: Path) -> Trainer:
     folder = latest_checkpoint(run)
     if folder is None:
@@ -83,7 +106,8 @@ def _work(trainer: Trainer, work: str) -> Callable[[], object]:
 
 def _peaks_in_fresh_process(run: Path, attention: str) -> dict[str, float]:
     command = [sys.executable, "-m", "fastfuse.training.measure", str(run), attention]
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return {work: float(peak) for work, peak in zip(WORKS, printed.split(), strict=True)}
 
 
