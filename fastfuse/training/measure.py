@@ -1,7 +1,7 @@
 """What a training step and a beam search cost with fused operations and with plain PyTorch, on the same weights.
 
 Times are medians of interleaved repetitions in one process. Peak memory is measured in a fresh process for each way:
-``python -m fastfuse.training.measure RUN fused`` prints its peak after a beam search, and after a training step too.
+``python -m fastfuse.training.measure RUN fused`` prints what a beam search, and then a training step, add to its peak.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Cost(NamedTuple):
     """Of one way to compute."""
 
     seconds: float  # median
-    peak_mib: float  # resident set of a process that does just this, Python and torch included
+    added_mib: float  # to the peak of a process that has loaded the model
 
 
 def measure(run: Path, repetitions: int = 5) -> dict[str, dict[str, Cost]]:
@@ -112,16 +112,21 @@ def _peaks_in_fresh_process(run: Path, attention: str) -> dict[str, float]:
 
 
 def _peak_mib() -> float:
-    scale = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+    """This process's own: on Linux getrusage also counts the parent's memory at the time of the fork."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _main(run: Path, attention: Attention) -> None:
     trainer = _trainer(run)
     trainer.model.attention = attention
+    before = _peak_mib()
     for work in WORKS:
         _work(trainer, work)()
-        print(_peak_mib())
+        print(_peak_mib() - before)
 
 
 if __name__ == "__main__":
