@@ -72,8 +72,8 @@ FF_INLINE void block(int64_t k, const bf16* a, int64_t lda, const bf16* b, int64
 inline void gemm(int64_t m, int64_t n, int64_t k, const bf16* a, int64_t lda, const bf16* b, int64_t ldb, float* c,
                  int64_t ldc, bool accumulate) {
   __asm__ volatile("" ::: "memory");  // the tile intrinsics do not tell the compiler that they read memory
-  for (int64_t j = 0; j < n; j += 2 * kCols) {
-    for (int64_t i = 0; i < m; i += 2 * kRows) {
+  for (int64_t i = 0; i < m; i += 2 * kRows) {
+    for (int64_t j = 0; j < n; j += 2 * kCols) {
       const bool tall = i + kRows < m, wide = j + kCols < n;
       const bf16 *ai = a + i * lda, *bj = b + j * 2;
       float* cij = c + i * ldc + j;

@@ -269,7 +269,12 @@ struct BackwardTask {
     const PWeights p_weights = Engine::template weights<false, true>(scores, lanes, p_scratch);
     const DsWeights ds_weights = Engine::template weights<true, true>(dp, lanes, ds_scratch);
 
-    Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, scores, rest);
+    const int64_t soon = key + Engine::kTileK, left = min_of(begin + plan.block, p.seq_k) - soon;
+    const int64_t kv_head = t->head[0] / (p.heads / p.kv_heads);
+    const Ahead ahead = {stream_of(row_of<T>(p.k, t->batch, kv_head, soon), p.k.stride[2], p.dim, left),
+                         stream_of(row_of<T>(p.v, t->batch, kv_head, soon), p.v.stride[2], p.dim_v, left)};
+    Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, scores, rest,
+                           Engine::kPacksKeys || i > 0 ? nullptr : &ahead);
     finish_scores(p, units, *t, keys, scores, rest, slope);
     Engine::scores_product(n, lanes, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, dp, dp_rest);
     if (keep) dropout_tile(p, *t, keys.begin, n, keep);

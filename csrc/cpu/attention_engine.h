@@ -28,6 +28,29 @@ struct Operand {
   int64_t ld;
 };
 
+// Rows of K and V that will be read soon, asked for in step with a product's rows: its arithmetic hides their way from
+// memory.
+struct Ahead {
+  struct Stream {
+    const char* data;
+    int64_t stride, bytes, rows;  // stride and row size in bytes
+  };
+  Stream streams[2];
+
+  FF_INLINE void touch(int64_t first, int64_t count) const {
+    for (const Stream& s : streams) {
+      for (int64_t row = first; row < min_of(first + count, s.rows); row++) {
+        for (int64_t b = 0; b < s.bytes; b += 64) __builtin_prefetch(s.data + row * s.stride + b);
+      }
+    }
+  }
+};
+
+template <class T>
+FF_INLINE Ahead::Stream stream_of(const T* data, int64_t stride, int64_t dim, int64_t rows) {
+  return {(const char*)data, stride * int64_t(sizeof(T)), dim * int64_t(sizeof(T)), rows};
+}
+
 // Arithmetic in float32; bfloat16 and float16 tiles are widened first, float32 is read in place.
 template <class T>
 struct FloatEngine {
@@ -75,10 +98,16 @@ struct FloatEngine {
       gemm<false>(n, lanes, min_of(kScoreTerms, d - i), a.data + i, a.ld, b + i * lanes, lanes, c, lanes, i > 0);
     }
   }
+  // ahead: null where keys are packed, which reads them in order anyway.
   static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<float> a, const float* b, float* c,
-                             float* rest) {
+                             float* rest, const Ahead* ahead = nullptr) {
     if (rest) return gemm_precise(n, lanes, d, a.data, a.ld, b, lanes, c, rest, lanes);
-    rows_product(n, lanes, d, a, b, c);
+    if (!ahead) return rows_product(n, lanes, d, a, b, c);
+    constexpr int64_t kRows = kAccumulators / 2;  // whole blocks of gemm.h
+    for (int64_t i = 0; i < n; i += kRows) {
+      ahead->touch(i, kRows);
+      rows_product(min_of(kRows, n - i), lanes, d, skip_rows(a, i), b, c + i * lanes);
+    }
   }
   // Sum [rows][natural_ld(d)]: queries are rows here, so that lanes are full however few they are.
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const float* weights, Operand<float> b,
@@ -171,7 +200,8 @@ struct AmxEngine {
   static void rows_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c) {
     amx::gemm(n, lanes, d, a.data, a.ld, b, lanes, c, lanes, false);
   }
-  static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*) {
+  static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*,
+                             const Ahead* = nullptr) {
     rows_product(n, lanes, d, a, b, c);
   }
   // Sum [d][lanes], transposed: weights by pairs of keys are a right operand.

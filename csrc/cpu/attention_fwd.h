@@ -162,12 +162,16 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
                                                    p.seq_k - key, p.dim, key_scratch);
     const Operand<Packed> v =
         Engine::sum_operand(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], last - key, p.dim_v, value_scratch);
+    const Ahead ahead = {stream_of(row_of<T>(p.k, batch, kv_head, last), p.k.stride[2], p.dim, end - last),
+                         stream_of(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], p.dim_v, end - key)};
+    const Ahead* first = Engine::kPacksKeys ? nullptr : &ahead;
     for (int64_t i = 0; i < tiles; i++) {
       const QueryTile& t = work[i].tile;
       const KeyRange keys = visible_keys(t, key, last);
       const int64_t n = keys.size(), skipped = keys.begin - key;
       if (n <= 0) continue;
-      Engine::scores_product(n, t.lanes, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest);
+      Engine::scores_product(n, t.lanes, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, first);
+      first = nullptr;
       finish_scores(p, units, t, keys, scores, rest);
       if (keep) dropout_tile(p, t, keys.begin, n, keep);
       const auto weights = Engine::template weights<true, false>(scores, t.lanes, weight_scratch);
