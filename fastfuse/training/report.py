@@ -73,6 +73,7 @@ def write_report(
     table: Sequence[Sequence[str]] = (),
     table_note: str = "",
     plot: Path | None = None,
+    plot_note: str = "",
     pictures: Sequence[Shown],
 ) -> None:
     """Write the report; every picture is inside the file, no server and no network are needed to read it.
@@ -82,14 +83,15 @@ def write_report(
         title, lead: heading and the sentence under it.
         numbers: name to value, the most important one first.
         table, table_note: rows of a table, its head first, and the sentence before it.
-        plot: a PNG file.
+        plot, plot_note: a PNG file, and the sentence before it.
         pictures: those with maps are shown large with one map a word, all of them in a gallery.
     """
     parts = [f"<h1>{escape(title)}</h1><p class='soft'>{escape(lead)}</p>", _numbers(numbers)]
     if table:
         parts.append(f"<h2>Cost</h2><p class='soft'>{escape(table_note)}</p>{_table(table)}")
     if plot is not None:
-        parts.append(f"<h2>Losses</h2><img class='plot' alt='losses' src='{_data_uri(plot.read_bytes())}'>")
+        parts.append(f"<h2>Losses</h2><p class='soft'>{escape(plot_note)}</p>")
+        parts.append(f"<img class='plot' alt='losses' src='{_data_uri(plot.read_bytes())}'>")
     parts.append("<h2>Where each word looked</h2><p class='soft'>Attention of the words to the picture, averaged over ")
     parts.append("the heads and the upper text layers; bright is much.</p>")
     parts += [_card(shown) for shown in pictures if shown.maps is not None]
