@@ -72,7 +72,7 @@ def run_demo(config: TrainingConfig, out: Path, pictures: int) -> Path:
         table_note="The same weights with fused operations and with plain PyTorch, medians of interleaved repetitions; "
         "memory is what each adds to the peak of a fresh process that has loaded the model.",
         plot=out / "losses.png",
-        plot_note=f"In the first {config.hide_words:.0%} of the steps the decoder reads nothing and must find all words "
+        plot_note=f"In the first {config.hide_words:.0%} of the steps the decoder reads nothing, must find all words "
         "in the picture; where it begins to read, the caption loss starts anew.",
         pictures=_pictures(model, tokenizer, heldout, scores),
     )
