@@ -52,7 +52,7 @@ def run_demo(config: TrainingConfig, out: Path, pictures: int) -> Path:
     scores = evaluate(model, tokenizer, heldout, dtype=autocast_dtype(config.precision, torch.device("cpu")))
     grades = {name: f"{value:.1%}" for name, value in scores.grades.items()}
     recall = {f"Recall@1 {way}": f"{at[1]:.1%}" for way, at in scores.recall.items()}
-    click.echo(f"\n{pictures} held-out pictures, every one with a colour and shape never seen together")
+    click.echo(f"\n{pictures} held-out pictures, each with a colour, shape and texture never seen together")
     for name, value in {**grades, **recall}.items():
         click.echo(f"  {name:<14}{value:>8}")
 
