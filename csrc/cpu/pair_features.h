@@ -16,7 +16,7 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 
 constexpr int64_t kStrip = 128;  // columns of a tile
 constexpr int64_t kBlock = 32;   // rows of a tile
-constexpr int64_t kChunk = 256;  // rows between two joins of the threads: kChunk x M gradients are held
+constexpr int64_t kPanel = 256;  // rows of the products that give the columns' gradients
 constexpr float kEps = 1e-12f;   // as torch.nn.functional.normalize
 
 // Calls body(index) for each index in [0, count), in parallel.
@@ -108,8 +108,8 @@ FF_INLINE double scaled_norm(const In* row, int64_t dim, float& factor) {
 // One strip of features, at most kStrip rows, padded with zeros. Null: not wanted.
 template <class T>
 struct Strip {
-  T *rows, *columns, *paired;       // as in Side
-  float *inverse, *factor, *along;  // [kStrip]
+  T *rows, *columns, *paired, *transposed;  // as in Side
+  float *inverse, *factor, *along;          // [kStrip]
   int64_t ld;
 };
 
@@ -143,6 +143,7 @@ void pack_strip_rows(const Features& x, bool normalize, int64_t count, const Ind
 #if defined(__AMX_BF16__)
     if (to.columns) amx::pack_b_transposed(to.rows, to.ld, kStrip, x.dim, to.columns, kStrip);
     if (to.paired) amx::pack_b(to.rows, to.ld, kStrip, x.dim, to.paired, to.ld);
+    if (to.transposed) amx::pack_a_transposed(to.rows, to.ld, kStrip, x.dim, to.transposed, kPanel);
 #endif
   }
 }
@@ -175,35 +176,46 @@ struct Side {
   int64_t ld;             // of rows and of gradients
   Buffer<T> rows;         // [n padded to kStrip][ld]
   Buffer<T> columns;      // [strips]: float [dim][kStrip], bf16 [ceil(dim / 32) * 16][kStrip][2]
-  Buffer<T> paired;       // bf16 only: [n / 2][ld][2], rows as the right operand of the gradient products
+  Buffer<T> paired;       // bf16: [n / 2][ld][2]
+  Buffer<T> transposed;   // bf16: [panels][dim padded to 16][kPanel]
   Buffer<float> inverse;  // [n padded to kStrip], 0 in the padding
   Buffer<float> factor;   // [n padded to kStrip], rows_i = factor_i * features_i
   Buffer<float> along;    // [n padded to kStrip], see write_rows
 
   const T* row(int64_t i) const { return rows.get() + i * ld; }
   const T* strip(int64_t s) const { return columns.get() + s * strip_size<T>(dim); }
+  T* panel(int64_t i) const { return transposed.get() + i / kPanel * round_up(dim, 16) * kPanel; }
 };
 
-// `as_columns`: the side will be the right operand of the logits; `gradients`: of the gradient products.
+// What a side is multiplied as. Float rows serve both gradient products as they are.
+struct Uses {
+  bool as_columns;     // right operand of the logits
+  bool gives_rows;     // right operand of the rows' gradient
+  bool gives_columns;  // left operand of the columns' gradient
+};
+
 template <class T>
-Side<T> make_side(const Features& x, bool normalize, bool as_columns, bool gradients, const ThreadPool& pool) {
+Side<T> make_side(const Features& x, bool normalize, const Uses& uses, const ThreadPool& pool) {
   Side<T> side;
   side.n = x.rows;
   side.dim = x.dim;
   side.strips = ceil_div(x.rows, kStrip);
   side.ld = row_stride<T>(x.dim);
+  const bool paired = sizeof(T) == 2 && uses.gives_rows, transposed = sizeof(T) == 2 && uses.gives_columns;
   const int64_t padded = side.strips * kStrip;
   side.rows = Buffer<T>(padded * side.ld);
   side.inverse = Buffer<float>(padded);
   side.factor = Buffer<float>(padded);
   side.along = Buffer<float>(padded);
-  if (as_columns) side.columns = Buffer<T>(side.strips * strip_size<T>(x.dim));
-  if (sizeof(T) == 2 && gradients) side.paired = Buffer<T>(padded * side.ld);
+  if (uses.as_columns) side.columns = Buffer<T>(side.strips * strip_size<T>(x.dim));
+  if (paired) side.paired = Buffer<T>(padded * side.ld);
+  if (transposed) side.transposed = Buffer<T>(round_up(x.rows, kPanel) * round_up(x.dim, 16));
   for_each(pool, side.strips, [&](int64_t s) {
     const int64_t first = s * kStrip;
     const Strip<T> strip{side.rows.get() + first * side.ld,
-                         as_columns ? side.columns.get() + s * strip_size<T>(x.dim) : nullptr,
-                         sizeof(T) == 2 && gradients ? side.paired.get() + first * side.ld : nullptr,
+                         uses.as_columns ? side.columns.get() + s * strip_size<T>(x.dim) : nullptr,
+                         paired ? side.paired.get() + first * side.ld : nullptr,
+                         transposed ? side.panel(first) + first % kPanel : nullptr,
                          side.inverse.get() + first,
                          side.factor.get() + first,
                          side.along.get() + first,

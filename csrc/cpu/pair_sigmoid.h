@@ -55,19 +55,19 @@ struct SigmoidVisit {
                                                  reduce_add(tile_dbias)};
   }
 
-  void end_chunk(const ThreadPool&, int64_t, int64_t, int64_t) {}
+  void end_chunk(const ThreadPool&, const Chunk&) {}
 };
 
 template <class T>
 void sigmoid_loss(const PairSigmoid& p, const ThreadPool& pool) {
-  const Side<T> a = make_side<T>(p.a, p.normalize, false, false, pool);
-  const Side<T> b = make_side<T>(p.b, p.normalize, true, p.da, pool);
+  const Side<T> a = make_side<T>(p.a, p.normalize, Uses{false, false, bool(p.db)}, pool);
+  const Side<T> b = make_side<T>(p.b, p.normalize, Uses{true, bool(p.da), false}, pool);
   const PaddedLabels padded(p);
   const int64_t tiles = ceil_div(a.n, kBlock) * b.strips;
   Buffer<SigmoidSums> sums(tiles, true);
   Gradients<T> gradients(a, b, p.da, p.db);
   SigmoidVisit visit{p, padded.labels, a.inverse.get(), b.inverse.get(), b.strips, sums.get()};
-  sweep(a, b, gradients, pool, visit);
+  sweep(a, b, gradients, gradients.rows, pool, visit);
   SigmoidSums total;
   for (int64_t t = 0; t < tiles; t++) {
     total.loss += sums.get()[t].loss;

@@ -107,15 +107,15 @@ struct SoftmaxGradientVisit {
     dscale[at.row / kBlock * strips + at.strip] = reduce_add_double(dscale_lanes) * (kSquare ? 0.5 : 1.0);
   }
 
-  void end_chunk(const ThreadPool&, int64_t, int64_t, int64_t) {}
+  void end_chunk(const ThreadPool&, const Chunk&) {}
 };
 
 template <class T, bool kCols, bool kSkip, bool kShared>
 void softmax_gradients(const PairSoftmaxBwd& p, const ThreadPool& pool) {
   const bool da_wanted = p.da, db_wanted = p.db || (p.symmetric && p.da);
-  const Side<T> a = make_side<T>(p.a, p.normalize, p.symmetric, p.symmetric, pool);
+  const Side<T> a = make_side<T>(p.a, p.normalize, Uses{p.symmetric, p.symmetric, db_wanted}, pool);
   Side<T> other;
-  if (!p.symmetric) other = make_side<T>(p.b, p.normalize, true, da_wanted, pool);
+  if (!p.symmetric) other = make_side<T>(p.b, p.normalize, Uses{true, da_wanted, false}, pool);
   const Side<T>& b = p.symmetric ? a : other;
   const PaddedLabels padded(p);
   const float weight = p.symmetric ? 1.0f : float(double(p.a.rows) / double(p.b.rows));
@@ -134,7 +134,7 @@ void softmax_gradients(const PairSoftmaxBwd& p, const ThreadPool& pool) {
                                                     float(p.label_smoothing / double(a.n)),
                                                     b.strips,
                                                     dscale.get()};
-  sweep(a, b, gradients, pool, visit);
+  sweep(a, b, gradients, gradients.rows, pool, visit);
   double sum = 0;
   for (int64_t i = 0; i < blocks * b.strips; i++) sum += dscale.get()[i];
   *p.dscale = p.unit * sum;

@@ -44,6 +44,7 @@ struct Lines {
   Buffer<double> small;              // sum of exp(x) over the columns that are not in (top, rest)
   Buffer<double> positive_sum, sum;  // of x over the positives, over all
   Buffer<int32_t> count;             // positives
+  static constexpr int64_t kBytes = 3 * sizeof(double) + 3 * sizeof(float);
 
   explicit Lines(int64_t n)
       : top(n), rest(n, true), small(n, true), positive_sum(n, true), sum(n, true), count(n, true) {
@@ -57,17 +58,19 @@ struct SoftmaxVisit {
   const PairLabels& labels;
   const float *row_inverse, *col_inverse;
   Lines rows, cols;
-  Lines parts;  // [strips][kChunk]: the chunk's rows, one strip each
+  int64_t chunk_rows;
+  Lines parts;  // [strips][chunk_rows]: the chunk's rows, one strip each
 
   SoftmaxVisit(const PairSoftmaxFwd& p, const PairLabels& labels, const float* row_inverse, const float* col_inverse,
-               int64_t strips)
+               int64_t strips, int64_t chunk_rows)
       : p(p),
         labels(labels),
         row_inverse(row_inverse),
         col_inverse(col_inverse),
-        rows(round_up(p.a.rows, kChunk)),
+        rows(round_up(p.a.rows, kPanel)),
         cols(kCols ? strips * kStrip : 0),
-        parts(strips * kChunk) {}
+        chunk_rows(chunk_rows),
+        parts(strips * chunk_rows) {}
 
   void operator()(const TileAt& at, const float* tile) {
     if (kCols && (!p.symmetric || at.mirrored)) {
@@ -81,7 +84,7 @@ struct SoftmaxVisit {
   void visit(const TileAt& at, const float* tile) {
     alignas(64) float col_small[kStrip] = {};
     for (int64_t r = 0; r < at.rows; r++) {
-      const int64_t i = at.row + r, part = at.slot * kChunk + i - at.chunk;
+      const int64_t i = at.row + r, part = at.slot * chunk_rows + i - at.chunk;
       const vf inverse = splat(row_inverse[i]), scale = splat(p.scale);
       const int32_t key = labels.row_key[i], skip = kSkip ? labels.row_skip[i] : 0;
       vf top = splat(kHidden), rest{}, small{};
@@ -146,23 +149,23 @@ struct SoftmaxVisit {
     }
   }
 
-  void end_chunk(const ThreadPool& pool, int64_t chunk, int64_t count, int64_t slots) {
-    for_each(pool, ceil_div(count, kBlock), [&](int64_t block) {
-      for (int64_t r = block * kBlock; r < min_of(count, (block + 1) * kBlock); r += kLanes) {
+  void end_chunk(const ThreadPool& pool, const Chunk& chunk) {
+    for_each(pool, ceil_div(chunk.rows, kBlock), [&](int64_t block) {
+      for (int64_t r = block * kBlock; r < min_of(chunk.rows, (block + 1) * kBlock); r += kLanes) {
+        const int64_t i = chunk.first + r;
         vf top = splat(kHidden), rest{};
-        for (int64_t slot = 0; slot < slots; slot++) {
-          merge(load(parts.top.get() + slot * kChunk + r), load(parts.rest.get() + slot * kChunk + r), top, rest);
-        }
-        store(rows.top.get() + chunk + r, top);
-        store(rows.rest.get() + chunk + r, rest);
-        for (int64_t slot = 0; slot < slots; slot++) {
-          for (int64_t l = r; l < r + kLanes; l++) {
-            rows.positive_sum.get()[chunk + l] += parts.positive_sum.get()[slot * kChunk + l];
-            rows.small.get()[chunk + l] += parts.small.get()[slot * kChunk + l];
-            rows.sum.get()[chunk + l] += parts.sum.get()[slot * kChunk + l];
-            rows.count.get()[chunk + l] += parts.count.get()[slot * kChunk + l];
+        for (int64_t slot = chunk.first_slot(i); slot < chunk.slots; slot++) {
+          const int64_t part = slot * chunk_rows + r;
+          merge(load(parts.top.get() + part), load(parts.rest.get() + part), top, rest);
+          for (int64_t l = 0; l < kLanes; l++) {
+            rows.positive_sum.get()[i + l] += parts.positive_sum.get()[part + l];
+            rows.small.get()[i + l] += parts.small.get()[part + l];
+            rows.sum.get()[i + l] += parts.sum.get()[part + l];
+            rows.count.get()[i + l] += parts.count.get()[part + l];
           }
         }
+        store(rows.top.get() + i, top);
+        store(rows.rest.get() + i, rest);
       }
     });
   }
@@ -206,14 +209,15 @@ inline void write_statistics(const Lines& lines, int64_t n, int64_t others, bool
 
 template <class T, bool kCols, bool kSkip, bool kShared>
 void softmax_statistics(const PairSoftmaxFwd& p, const ThreadPool& pool) {
-  const Side<T> a = make_side<T>(p.a, p.normalize, p.symmetric, false, pool);
+  const Side<T> a = make_side<T>(p.a, p.normalize, Uses{p.symmetric, false, false}, pool);
   Side<T> other;
-  if (!p.symmetric) other = make_side<T>(p.b, p.normalize, true, false, pool);
+  if (!p.symmetric) other = make_side<T>(p.b, p.normalize, Uses{true, false, false}, pool);
   const Side<T>& b = p.symmetric ? a : other;
   const PaddedLabels padded(p);
   Gradients<T> none(a, b, false, false);
-  SoftmaxVisit<kCols, kSkip, kShared> visit(p, padded.labels, a.inverse.get(), b.inverse.get(), b.strips);
-  sweep(a, b, none, pool, visit);
+  const int64_t rows = chunk_rows(a.n, b.strips, Lines::kBytes);
+  SoftmaxVisit<kCols, kSkip, kShared> visit(p, padded.labels, a.inverse.get(), b.inverse.get(), b.strips, rows);
+  sweep(a, b, none, rows, pool, visit);
   if (p.symmetric) visit.join_mirrored(a.n);
   write_statistics(visit.rows, a.n, b.n, p.uniform, p.rows);
   if (kCols && !p.symmetric) write_statistics(visit.cols, b.n, a.n, p.uniform, p.cols);

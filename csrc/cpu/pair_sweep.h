@@ -3,22 +3,31 @@
 //
 //   for each chunk of rows                            in order
 //     for each strip of columns                       in parallel: one task owns the strip's columns
-//       for each block of rows of the chunk
-//         tile[kBlock][kStrip] = rows . columns^T     in L1
-//         visit(tile)                                 statistics; or dx * inverse_i * inverse_j in place of the
-//         products
-//       db[strip] += dx^T rows
+//       for each panel of kPanel rows of the chunk
+//         for each block of rows of the panel
+//           tile[kBlock][kStrip] = rows . columns^T   in L1
+//           visit(tile)                               statistics, or the products become dx * inverse_i * inverse_j
+//         db[strip] += dx^T rows
 //     for each block of rows of the chunk             in parallel
 //       da[block] = sum over strips of dx . columns
 //
-// Every sum is taken in an order that does not depend on the threads. Symmetric (b is a): strips start at the chunk's
-// own diagonal square. A tile of the square holds its pairs twice and only feeds da; beyond it each pair occurs once.
+// A chunk is as long as what is kept of it allows (kChunkBytes): threads join twice a chunk. Every sum is taken in an
+// order that depends neither on that nor on the threads. Symmetric (b is a): tiles below the diagonal are left out.
+// Those on it hold each pair twice and feed da only; those above it, mirrored, hold each pair once.
 #pragma once
 
 #include "cpu/arena.h"
 #include "cpu/pair_products.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
+
+constexpr int64_t kChunkBytes = 8 << 20;  // of dx, or of the rows' statistics
+
+// Rows of a chunk of which `bytes` are kept for each strip.
+FF_INLINE int64_t chunk_rows(int64_t rows, int64_t strips, int64_t bytes) {
+  const int64_t fitting = kChunkBytes / (strips * bytes) / kPanel * kPanel;
+  return min_of(round_up(rows, kPanel), max_of(kPanel, fitting));
+}
 
 struct TileAt {
   int64_t chunk;        // the chunk's first row
@@ -28,127 +37,144 @@ struct TileAt {
   bool mirrored;        // the tile also stands for its transpose, across the diagonal
 };
 
-// The gradient products' operands and sums of one sweep. dx holds one chunk: [strips][kChunk][kStrip].
+// One chunk of a sweep: its rows, and the strips that it meets.
+struct Chunk {
+  int64_t first, rows;
+  int64_t first_strip, slots;
+  bool symmetric;
+
+  // The first slot that row `row` meets.
+  int64_t first_slot(int64_t row) const { return symmetric ? row / kStrip - first_strip : 0; }
+};
+
+// The gradient products' sums of one sweep, and dx of one chunk.
 template <class T>
 struct Gradients {
   bool da_wanted, db_wanted;
-  Buffer<T> dx;
-  Buffer<float> da;      // [n padded to 32][ld]
-  Buffer<float> db;      // float: [m padded][ld]; bf16: [strips][dim padded to 16][kStrip]
-  Buffer<bf16> chunk_t;  // bf16: [dim padded to 16][kChunk], the chunk's rows transposed
+  int64_t rows;      // of a chunk
+  Buffer<T> dx;      // [strips][rows][kStrip]
+  Buffer<float> da;  // [n padded to 32][ld]
+  Buffer<float> db;  // float: [m padded][ld]; bf16: [strips][dim padded to 16][kStrip]
 
   Gradients(const Side<T>& a, const Side<T>& b, bool da_wanted, bool db_wanted)
-      : da_wanted(da_wanted), db_wanted(db_wanted) {
+      : da_wanted(da_wanted), db_wanted(db_wanted), rows(chunk_rows(a.n, b.strips, kStrip * sizeof(T))) {
     if (!wanted()) return;
-    dx = Buffer<T>(b.strips * kChunk * kStrip);
+    dx = Buffer<T>(b.strips * rows * kStrip);
     if (da_wanted) da = Buffer<float>(round_up(a.n, kBlock) * a.ld);
     if (db_wanted) db = Buffer<float>(b.strips * kStrip * b.ld, true);
-    if (db_wanted && sizeof(T) == 2) chunk_t = Buffer<bf16>(round_up(a.dim, 16) * kChunk);
   }
   bool wanted() const { return da_wanted || db_wanted; }
-  T* slot(int64_t index) const { return dx.get() + index * kChunk * kStrip; }
+  T* slot(int64_t index, int64_t row) const { return dx.get() + (index * rows + row) * kStrip; }
 };
 
-template <class T, class Visit>
-void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, int64_t chunk, int64_t rows,
-                int64_t first_strip, int64_t slot, bool mirrored, Visit& visit) {
-  [[maybe_unused]] typename Products<T>::Session session;
-  float* scratch;
-  bf16* pairs = nullptr;  // [kChunk / 2][kStrip][2]
-  with_arena([&](Arena& arena) {
-    scratch = arena.take<float>(kBlock * kStrip);
-    if (sizeof(T) == 2 && gradients.wanted()) pairs = arena.take<bf16>(kChunk * kStrip);
-  });
-  const int64_t strip = first_strip + slot, col = strip * kStrip, cols = min_of(kStrip, b.n - col);
-  for (int64_t r = 0; r < rows; r += kBlock) {
-    const TileAt at{chunk, chunk + r, min_of(kBlock, rows - r), strip, slot, col, cols, mirrored};
-    float* tile = scratch;
-    if constexpr (sizeof(T) == 4) {
-      if (gradients.wanted()) tile = gradients.slot(slot) + r * kStrip;
-    }
-    Products<T>::logits(a.row(at.row), a.ld, at.rows, b.strip(strip), cols, a.dim, tile);
-    visit(at, tile);
 #if defined(__AMX_BF16__)
-    if constexpr (sizeof(T) == 2) {
-      if (!gradients.wanted()) continue;
-      __builtin_memset(tile + at.rows * kStrip, 0, size_t((kBlock - at.rows) * kStrip) * sizeof(float));
-      bf16* to = gradients.slot(slot) + r * kStrip;
-      bf16* pair_to = pairs + r * kStrip;
-      const int64_t width = round_up(cols, 32);
-      for (int64_t i = 0; i < kBlock; i += 2) {
-        for (int64_t j = 0; j < width; j += kLanes) {
-          const bool there = j < cols;
-          const vf even = there ? load(tile + i * kStrip + j) : vf{};
-          const vf odd = there ? load(tile + (i + 1) * kStrip + j) : vf{};
-          store_as(to + i * kStrip + j, even);
-          store_as(to + (i + 1) * kStrip + j, odd);
-          store((float*)(pair_to + i * kStrip + 2 * j), amx::pair(even, odd));
-        }
-      }
+// A tile of dx as bfloat16 rows and as pairs of rows; what lies outside of it is 0.
+FF_INLINE void narrow_tile(float* tile, int64_t rows, int64_t cols, bf16* to, bf16* pairs) {
+  __builtin_memset(tile + rows * kStrip, 0, size_t((kBlock - rows) * kStrip) * sizeof(float));
+  for (int64_t i = 0; i < kBlock; i += 2) {
+    for (int64_t j = 0; j < round_up(cols, 32); j += kLanes) {
+      const vf even = j < cols ? load(tile + i * kStrip + j) : vf{};
+      const vf odd = j < cols ? load(tile + (i + 1) * kStrip + j) : vf{};
+      store_as(to + i * kStrip + j, even);
+      store_as(to + (i + 1) * kStrip + j, odd);
+      store((float*)(pairs + i * kStrip + 2 * j), amx::pair(even, odd));
     }
-#endif
   }
-  if (!gradients.db_wanted || (!mirrored && &a == &b)) return;
+}
+#endif
+
+// db[strip] += dx^T rows, for `rows` rows of the panel that starts at `row`. pairs: dx as bfloat16 pairs.
+template <class T>
+void column_gradient(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, int64_t row, int64_t rows,
+                     const T* dx, const bf16* pairs, int64_t strip, int64_t cols) {
   if constexpr (sizeof(T) == 4) {
-    for (int64_t k = 0; k < rows; k += 128) {
-      gemm<true>(cols, a.dim, min_of<int64_t>(128, rows - k), gradients.slot(slot) + k * kStrip, kStrip,
-                 a.row(chunk + k), a.ld, gradients.db.get() + col * b.ld, b.ld, true);
+    constexpr int64_t kPart = 128;  // rows whose dx and features stay in L1
+    for (int64_t k = 0; k < rows; k += kPart) {
+      gemm<true>(cols, a.dim, min_of(kPart, rows - k), dx + k * kStrip, kStrip, a.row(row + k), a.ld,
+                 gradients.db.get() + strip * kStrip * b.ld, b.ld, true);
     }
   } else {
 #if defined(__AMX_BF16__)
     const int64_t dim = round_up(a.dim, 16);
-    amx::gemm(dim, cols, round_up(rows, 32), gradients.chunk_t.get(), kChunk, pairs, kStrip,
+    amx::gemm(dim, cols, round_up(rows, 32), a.panel(row), kPanel, pairs, kStrip,
               gradients.db.get() + strip * dim * kStrip, kStrip, true);
 #endif
   }
 }
 
+template <class T, class Visit>
+void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const Chunk& chunk, int64_t slot,
+                Visit& visit) {
+  [[maybe_unused]] typename Products<T>::Session session;
+  float* scratch;
+  bf16* pairs = nullptr;  // [kPanel / 2][kStrip][2]
+  with_arena([&](Arena& arena) {
+    scratch = arena.take<float>(kBlock * kStrip);
+    if (sizeof(T) == 2 && gradients.wanted()) pairs = arena.take<bf16>(kPanel * kStrip);
+  });
+  const int64_t strip = chunk.first_strip + slot, col = strip * kStrip, cols = min_of(kStrip, b.n - col);
+  const int64_t rows = chunk.symmetric ? min_of(chunk.rows, col + kStrip - chunk.first) : chunk.rows;
+  for (int64_t panel = 0; panel < rows; panel += kPanel) {
+    const int64_t panel_rows = min_of(kPanel, rows - panel);
+    T* dx = gradients.wanted() ? gradients.slot(slot, panel) : nullptr;
+    for (int64_t r = 0; r < panel_rows; r += kBlock) {
+      const int64_t row = chunk.first + panel + r;
+      const TileAt at{chunk.first, row,  min_of(kBlock, panel_rows - r), strip, slot,
+                      col,         cols, chunk.symmetric && row < col};
+      float* tile = scratch;
+      if constexpr (sizeof(T) == 4) {
+        if (dx) tile = dx + r * kStrip;
+      }
+      Products<T>::logits(a.row(row), a.ld, at.rows, b.strip(strip), cols, a.dim, tile);
+      visit(at, tile);
+#if defined(__AMX_BF16__)
+      if constexpr (sizeof(T) == 2) {
+        if (dx) narrow_tile(tile, at.rows, cols, dx + r * kStrip, pairs + r * kStrip);
+      }
+#endif
+    }
+    const int64_t row = chunk.first + panel, counted = chunk.symmetric ? min_of(panel_rows, col - row) : panel_rows;
+    if (gradients.db_wanted && counted > 0) column_gradient(a, b, gradients, row, counted, dx, pairs, strip, cols);
+  }
+}
+
 // da[row .. row + rows) = sum over the chunk's strips of dx . columns
 template <class T>
-void row_gradient_task(const Side<T>& b, Gradients<T>& gradients, int64_t chunk, int64_t row, int64_t rows,
-                       int64_t first_strip, int64_t slots) {
+void row_gradient_task(const Side<T>& b, Gradients<T>& gradients, const Chunk& chunk, int64_t row, int64_t rows) {
   [[maybe_unused]] typename Products<T>::Session session;
   float* da = gradients.da.get() + row * b.ld;
-  for (int64_t slot = 0; slot < slots; slot++) {
-    const int64_t col = (first_strip + slot) * kStrip, cols = min_of(kStrip, b.n - col);
-    const T* dx = gradients.slot(slot) + (row - chunk) * kStrip;
+  const int64_t first = chunk.first_slot(row);
+  for (int64_t slot = first; slot < chunk.slots; slot++) {
+    const int64_t col = (chunk.first_strip + slot) * kStrip, cols = min_of(kStrip, b.n - col);
+    const T* dx = gradients.slot(slot, row - chunk.first);
     if constexpr (sizeof(T) == 4) {
-      gemm<false>(rows, b.dim, cols, dx, kStrip, b.row(col), b.ld, da, b.ld, slot > 0);
+      gemm<false>(rows, b.dim, cols, dx, kStrip, b.row(col), b.ld, da, b.ld, slot > first);
     } else {
 #if defined(__AMX_BF16__)
-      amx::gemm(rows, b.dim, round_up(cols, 32), dx, kStrip, b.paired.get() + col * b.ld, b.ld, da, b.ld, slot > 0);
+      const bf16* columns = b.paired.get() + col * b.ld;
+      amx::gemm(rows, b.dim, round_up(cols, 32), dx, kStrip, columns, b.ld, da, b.ld, slot > first);
 #endif
     }
   }
 }
 
-// visit(TileAt, float* tile) for every tile; visit.end_chunk(pool, chunk, rows, slots) after each chunk.
+// visit(TileAt, float* tile) for every tile; visit.end_chunk(pool, chunk) after each chunk of `rows` rows.
 template <class T, class Visit>
-void sweep(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const ThreadPool& pool, Visit& visit) {
+void sweep(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, int64_t rows, const ThreadPool& pool,
+           Visit& visit) {
   const bool symmetric = &a == &b;
-  const int64_t chunk_rows = symmetric ? kStrip : kChunk;  // a square is computed whole: small ones waste less
-  for (int64_t chunk = 0; chunk < a.n; chunk += chunk_rows) {
-    const int64_t rows = min_of(chunk_rows, a.n - chunk);
-    const int64_t first = symmetric ? chunk / kStrip : 0, slots = b.strips - first;
-    const int64_t square = symmetric ? ceil_div(rows, kStrip) : 0;
-#if defined(__AMX_BF16__)
-    if constexpr (sizeof(T) == 2) {
-      if (gradients.db_wanted) {
-        amx::pack_a_transposed(a.row(chunk), a.ld, rows, a.dim, gradients.chunk_t.get(), kChunk);
-      }
-    }
-#endif
-    for_each(pool, slots, [&](int64_t slot) {
-      strip_task(a, b, gradients, chunk, rows, first, slot, symmetric && slot >= square, visit);
-    });
+  for (int64_t first = 0; first < a.n; first += rows) {
+    const int64_t first_strip = symmetric ? first / kStrip : 0;
+    const Chunk chunk{first, min_of(rows, a.n - first), first_strip, b.strips - first_strip, symmetric};
+    for_each(pool, chunk.slots, [&](int64_t slot) { strip_task(a, b, gradients, chunk, slot, visit); });
     if (gradients.da_wanted) {
-      constexpr int64_t kRows = 64;  // a task: its sums stay in L2
-      for_each(pool, ceil_div(rows, kRows), [&](int64_t index) {
-        const int64_t row = index * kRows;
-        row_gradient_task(b, gradients, chunk, chunk + row, min_of(kRows, rows - row), first, slots);
+      constexpr int64_t kRows = 64;  // of a task: its sums stay in L2
+      for_each(pool, ceil_div(chunk.rows, kRows), [&](int64_t index) {
+        const int64_t r = index * kRows;
+        row_gradient_task(b, gradients, chunk, first + r, min_of(kRows, chunk.rows - r));
       });
     }
-    visit.end_chunk(pool, chunk, rows, slots);
+    visit.end_chunk(pool, chunk);
   }
 }
 

@@ -47,14 +47,15 @@ struct ScanScratch {
 
   void pack_queries(const Features& x, bool normalize, int64_t first, int64_t count) const {
     for (int64_t r = 0; r < count; r += kStrip) {
-      const Strip<T> strip{queries + r * ld, nullptr, nullptr, query_inverse + r, nullptr, nullptr, ld};
+      const Strip<T> strip{queries + r * ld, nullptr, nullptr, nullptr, query_inverse + r, nullptr, nullptr, ld};
       pack_strip(x, normalize, min_of(kStrip, count - r), [&](int64_t i) { return first + r + i; }, strip);
     }
   }
 
   template <class Index>
   void pack_keys(const Features& x, bool normalize, int64_t count, const Index& index) const {
-    pack_strip(x, normalize, count, index, Strip<T>{keys, columns, nullptr, key_inverse, nullptr, nullptr, ld});
+    pack_strip(x, normalize, count, index,
+               Strip<T>{keys, columns, nullptr, nullptr, key_inverse, nullptr, nullptr, ld});
   }
 
   // visit(query, col, score vector, lanes that are there) for queries [first, last) of the chunk and the packed keys.

@@ -18,7 +18,7 @@ from fastfuse import reference
 from fastfuse.ops.registry import register
 from fastfuse.ops.transforms import needs_formula
 
-CHUNK_BYTES = 32 << 20  # of logits in the dtype of the computation; larger chunks are no faster
+CHUNK_BYTES = 64 << 20  # of logits in the dtype of the computation; each chunk goes over all of dweight once
 
 
 def linear_cross_entropy(
@@ -62,8 +62,7 @@ def _forward(
         chunk = slice(start, min(start + rows, N))
         h, keep = hidden[chunk], kept[chunk]
         index = torch.where(keep, target[chunk], 0)[:, None]
-        logits = F.linear(h, weight, bias).to(dtype)
-        log_prob = torch.log_softmax(logits, -1)
+        log_prob = torch.log_softmax(F.linear(h, weight, bias), -1, dtype=dtype)
         nll = -log_prob.gather(-1, index)[:, 0]
         if label_smoothing:
             nll = (1 - label_smoothing) * nll - label_smoothing * log_prob.mean(-1)
