@@ -23,65 +23,19 @@ def _problem(op: str, q: Tensor, Dv: int) -> Problem:
     return Problem(op, q.device.type, q.dtype, (q.shape[3], Dv))
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lo: Tensor | None,
-    hi: Tensor | None,
-    bias: Tensor | None,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    scale: float,
-    softcap: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    module = select(_problem("attention_fwd", q, v.shape[3]), backend)
-    return module.attention_fwd(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed)
+def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *options, backend = rest
+    return select(_problem("attention_fwd", q, v.shape[3]), backend).attention_fwd(q, k, v, *options)
 
 
-def _backward(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lo: Tensor | None,
-    hi: Tensor | None,
-    bias: Tensor | None,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    out: Tensor,
-    lse_pair: Tensor,
-    scale: float,
-    softcap: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    needs: list[bool],
-    backend: str,
-) -> tuple[Tensor, ...]:
-    module = select(_problem("attention_bwd", q, v.shape[3]), backend)
-    return module.attention_bwd(
-        dout, dlse, q, k, v, lo, hi, bias, sink, gate, out, lse_pair, scale, softcap, dropout_p, seed, needs
-    )
+def _backward(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *options, backend = rest
+    return select(_problem("attention_bwd", q, v.shape[3]), backend).attention_bwd(dout, dlse, q, k, v, *options)
 
 
-def _map(
-    q: Tensor,
-    k: Tensor,
-    lo: Tensor | None,
-    hi: Tensor | None,
-    bias: Tensor | None,
-    lse_pair: Tensor,
-    scale: float,
-    softcap: float,
-    mode: str,
-    backend: str,
-) -> Tensor:
-    module = select(_problem("attention_map", q, 0), backend)
-    return module.attention_map(q, k, lo, hi, bias, lse_pair, scale, softcap, mode)
+def _map(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
+    *options, backend = rest
+    return select(_problem("attention_map", q, 0), backend).attention_map(q, k, *options)
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -91,23 +45,11 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Ten
 
 
 def _fake_backward(
-    dout: Tensor,
-    dlse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lo: Tensor | None,
-    hi: Tensor | None,
-    bias: Tensor | None,
-    sink: Tensor | None,
-    gate: Tensor | None,
-    *rest: Any,
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    needs = rest[-2]
-    inputs = (q, k, v, bias, sink, gate)
-    return tuple(
-        q.new_empty(0) if t is None or not need else t.new_empty(t.shape) for t, need in zip(inputs, needs, strict=True)
-    )
+    _lo, _hi, bias, sink, gate, *_, needs, _backend = rest
+    inputs = zip((q, k, v, bias, sink, gate), needs, strict=True)
+    return tuple(q.new_empty(0) if t is None or not need else t.new_empty(t.shape) for t, need in inputs)
 
 
 def _fake_map(q: Tensor, k: Tensor, lo: Any, hi: Any, bias: Any, lse_pair: Tensor, *rest: Any) -> Tensor:

@@ -78,12 +78,17 @@ def attention_bwd(
     bias: Tensor | None,  # float or bool, 4-D, broadcastable to (B, H, Sq, Sk)
     sink: Tensor | None,  # (H,)
     gate: Tensor | None,  # (H,)
+    out: Tensor,  # (B, H, Sq, Dv)
+    lse_pair: Tensor,  # (2, B, H, Sq)
     scale: float,
     softcap: float,
     dropout_p: float,
     seed: Tensor | None,  # int64, 0-dim
-) -> dict[str, Tensor]:
-    """The gradients by the algebra of the kernels: "dq", "dk", "dv" and, where they exist, "dbias", "dsink", "dgate".
+    needs: Sequence[bool],  # which of the gradients are wanted
+) -> tuple[Tensor, ...]:
+    """dq, dk, dv, dbias, dsink, dgate by the algebra of the kernels, contiguous; (0,) for those that nobody needs.
+
+    out and lse_pair, which kernels start from, are not used: with the whole row at hand the softmax is made afresh.
 
     g = dout v^T;  p = softmax(s) with the sink;  pd = p keep / (1 - dropout_p)
     dp = tanh(gate) g keep / (1 - dropout_p);  D_i = sum_j p_ij dp_ij - dlse_i
@@ -120,7 +125,8 @@ def attention_bwd(
         ds = ds * (1.0 - torch.tanh(q_ @ k_.transpose(-1, -2) * (scale / softcap)) ** 2)
     grads["dq"] = (ds @ k_ * scale).to(q.dtype)
     grads["dk"] = _sum_groups(ds.transpose(-1, -2) @ q_ * scale, Hk).to(k.dtype)
-    return grads
+    names = ("dq", "dk", "dv", "dbias", "dsink", "dgate")
+    return tuple(grads[name].contiguous() if need else q.new_empty(0) for name, need in zip(names, needs, strict=True))
 
 
 @_without_autocast
