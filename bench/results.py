@@ -184,4 +184,4 @@ def plot(results: Results, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("best peer's time / ours")
     figure.suptitle(results.device)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=75)
