@@ -9,10 +9,13 @@
 // has another name. For the same reason kernel headers use nothing inline or templated from std:: (the linker would
 // keep one copy for all levels, maybe the one that this machine can not run): use the functions here and __builtin_*.
 //
-//   vf, vi       kLanes floats, int32s        splat(x) load(p) store(p, v) load(p, n) store(p, v, n): first n lanes
-//   only load_as_float(T*), store_as(T*, v)        T = float, bf16, f16, unaligned; also with a lane count fma(a, b, c)
-//   = a * b + c                  max min select(mask, a, b) reduce_add reduce_max exp2(x), exp2_short(x) relative error
-//   1e-7, 1e-4; exp2(-inf) = 0, no NaN for x <= 127 log(float), tanh(float), tanh(vf)
+//   vf, vi                                  kLanes floats, int32s
+//   splat(x)  load(p)  store(p, v)          load(p, n), store(p, v, n): the first n lanes only
+//   load_as_float(T*)  store_as(T*, v)      T = float, bf16, f16, unaligned; also with a lane count
+//   fma(a, b, c)                            a * b + c
+//   max  min  select(mask, a, b)  reduce_add  reduce_max
+//   exp2(x)  exp2_short(x)                  relative error 1e-7, 1e-4; exp2(-inf) = 0, no NaN for x <= 127
+//   log(float)  tanh(float)  tanh(vf)
 #pragma once
 
 #include <cstddef>
