@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 import fastfuse as ff
-from fastfuse.backends import cpu
+from fastfuse.backends import cpu, triton
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,16 @@ class Platform:
 
 
 _HALVES = (torch.float32, torch.bfloat16, torch.float16)
+_INTERPRETED = (torch.float32, torch.float16)  # the interpreter's product of bfloat16 is wrong
 
 
 def _platforms() -> list[Platform]:
     found = [Platform("reference", "cpu", _HALVES)]
     if cpu.unavailable() is None:
         found += [Platform("cpu", "cpu", _HALVES, isa) for isa in cpu.isas()]
+    if triton.unavailable() is None:
+        interpreted = triton.interpreting()
+        found.append(Platform("triton", "cpu" if interpreted else "cuda", _INTERPRETED if interpreted else _HALVES))
     return found
 
 
