@@ -159,7 +159,7 @@ def main() -> None:
             "fastfuse.kernels",
         ],
         package_dir={"fastfuse.kernels": "kernels"},
-        package_data={"fastfuse": ["py.typed", "*.pyi", "tuning/rules/*.json"]},
+        package_data={"fastfuse": ["py.typed", "*.pyi", "tuning/*.json", "tuning/rules/*.json"]},
         **arguments,
     )
 

@@ -1,6 +1,6 @@
 """How each Triton kernel is cut: tile sizes, warps and pipeline stages, by ordered rules.
 
-The rules of a kernel are `rules/<kernel>.json`, the first that fits serves; `python -m bench.tune` is their only writer.
+The rules of a kernel are `rules/<kernel>.json`, the first that fits serves. `python -m bench.tune` alone writes them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ class Rule:
     max_dim: int  # up to this head dim (the larger of D and Dv), or feature size
     source: str  # "static": from the compiler's report; else the device that it was measured on, and when
 
+    def serves(self, arch: int) -> bool:
+        """Whether the rule is for this compute capability."""
+        return self.arch[0] <= arch <= self.arch[1]
+
     def fits(self, arch: int, itemsize: int, dim: int) -> bool:
         """Whether the rule is for this compute capability, element size and dim."""
-        return self.arch[0] <= arch <= self.arch[1] and itemsize == self.itemsize and dim <= self.max_dim
+        return self.serves(arch) and itemsize == self.itemsize and dim <= self.max_dim
 
 
 @cache
@@ -57,3 +61,8 @@ def tile(kernel: str, arch: int, itemsize: int, dim: int) -> Tile:
         if rule.fits(arch, itemsize, dim):
             return rule.tile
     raise LookupError(f"{kernel}: no tile for sm_{arch}, {itemsize} bytes an element, dim {dim}")
+
+
+def tuned_kernels() -> list[str]:
+    """The kernels that have rules."""
+    return sorted(path.stem for path in _RULES.glob("*.json"))
