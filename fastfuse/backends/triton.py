@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
+from fastfuse.tuning.tiles import Tile, tile
 
 if TYPE_CHECKING:
     from fastfuse.backends import Problem
@@ -15,6 +18,9 @@ MAX_HEAD_DIM = 256
 MIN_ARCH = 80
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INTERPRETED_ARCH = 90  # in the interpreter, tiles are those of this compute capability
+_INTERPRETED_PROCESSORS = 132  # and programs are spread over as many multiprocessors
+_FEW_QUERIES = 16  # up to so many rows, a tile of its own
+_SPLIT_KEYS = 256  # keys that a program should have at least before they are shared out
 
 
 def interpreting() -> bool:
@@ -30,6 +36,13 @@ def arch() -> int:
         return _INTERPRETED_ARCH
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
+
+
+def processors() -> int:
+    """The number of multiprocessors to spread programs over."""
+    if interpreting():
+        return _INTERPRETED_PROCESSORS
+    return torch.cuda.get_device_properties().multi_processor_count
 
 
 def unavailable() -> str | None:
@@ -49,3 +62,19 @@ def reasons(problem: Problem) -> list[str]:
     if any(n > MAX_HEAD_DIM for n in problem.head_dims):
         why.append(f"head dims are {problem.head_dims}, it takes up to {MAX_HEAD_DIM}")
     return why
+
+
+def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    from fastfuse.kernels.attention_fwd import attention_fwd
+    from fastfuse.kernels.attention_problem import AttentionProblem
+
+    problem = AttentionProblem(q, k, v, *rest)
+    few = problem.rows <= _FEW_QUERIES
+    cut = _attention_tile("attention_decode" if few else "attention_fwd", q, problem.D, problem.Dv)
+    blocks = problem.B * problem.Hk * -(-problem.rows // cut.block_m)
+    splits = max(min(processors() // blocks, problem.Sk // _SPLIT_KEYS), 1)
+    return attention_fwd(problem, cut, splits)
+
+
+def _attention_tile(kernel: str, q: Tensor, *head_dims: int) -> Tile:
+    return tile(kernel, arch(), q.element_size(), max(head_dims))
