@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention import flex_attention as flex
 
 import fastfuse as ff
 
 
-def sdpa(mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """mask: bool, False hides, broadcastable to (B, H, Sq, Sk)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+def sdpa(
+    mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, backend: SDPBackend | None = None
+) -> Tensor:
+    """mask: bool, False hides, broadcastable to (B, H, Sq, Sk). backend: None for torch's own choice."""
+    hidden = mask
+    if bias is not None:
+        hidden = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, enable_gqa=q.shape[1] != k.shape[1])
+
+
+SDPA_ON_GPU = {
+    f"sdpa {name}": partial(sdpa, backend=backend)
+    for name, backend in {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }.items()
+}
 
 
 def eager_attention(
@@ -80,15 +99,27 @@ def topk_chunked(queries: Tensor, keys: Tensor, k: int, rows: int = 1024) -> tup
     return torch.cat([scores for scores, _ in parts]), torch.cat([indices for _, indices in parts])
 
 
-def flex_attention(span: ff.KeySpan, q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """FlexAttention, compiled, with a block mask of the span; it has no backward on the CPU."""
+def flex_attention(span: ff.KeySpan | None, q: Tensor, k: Tensor) -> Callable[..., Tensor]:
+    """FlexAttention, compiled, with a block mask of the span and a bias (1, H, Sq, Sk); no backward on the CPU."""
+    blocks = None if span is None else _block_mask(span, q, k)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        def biased(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score + bias[0, h, i, j]
+
+        grouped = q.shape[1] != k.shape[1]
+        return _compiled_flex()(q, k, v, None if bias is None else biased, block_mask=blocks, enable_gqa=grouped)
+
+    return attend
+
+
+def _block_mask(span: ff.KeySpan, q: Tensor, k: Tensor) -> flex.BlockMask:
     lo, hi = (end.expand(len(q), q.shape[2]).contiguous() for end in (span.lo, span.hi))
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (lo[b, i] <= j) & (j < hi[b, i])
 
-    blocks = flex.create_block_mask(visible, len(q), None, q.shape[2], k.shape[2], device=q.device.type)
-    return lambda q, k, v: _compiled_flex()(q, k, v, block_mask=blocks)
+    return flex.create_block_mask(visible, len(q), None, q.shape[2], k.shape[2], device=q.device.type)
 
 
 @cache
