@@ -142,7 +142,7 @@ def inspect(launch: Launch) -> Report:
         try:
             compiled = getattr(import_module(module), name).preload(launch.specialization)
         except Exception as error:  # the compiler has many
-            return Report(**report, error=f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}")
+            return Report(**report, error=_root(error))
     usage, code = _disassemble(compiled.asm["cubin"])
     dots = re.findall(r"tt\.dot .*-> tensor<(?:\d+x)?(\d+)x\d+xf32>", compiled.asm["ttir"])
     return Report(
@@ -155,6 +155,13 @@ def inspect(launch: Launch) -> Report:
         mma=tuple(kind for kind, pattern in MMA.items() if re.search(pattern, code)),
         wide=any(int(rows) >= WARPGROUP_ROWS for rows in dots),
     )
+
+
+def _root(error: BaseException) -> str:
+    """What the compiler says of the innermost function that it was in."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {getattr(error, 'error_message', None) or str(error).strip()[:500]}"
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:
