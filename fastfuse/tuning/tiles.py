@@ -1,6 +1,6 @@
 """How each Triton kernel is cut: tile sizes, warps and pipeline stages, by ordered rules.
 
-The rules of a kernel are `rules/<kernel>.json`, the first that fits serves. `python -m bench.tune` alone writes them.
+The first rule of `rules/<kernel>.json` that fits serves; `python -m bench.tune` is their only writer.
 """
 
 from __future__ import annotations
