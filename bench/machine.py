@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 import time
@@ -33,9 +34,11 @@ _device = "cpu"
 
 
 def use(device: str) -> None:
-    """Everything after it is about that device, one of DEVICES."""
+    """Everything after it is about that device, one of DEVICES. Before Triton is imported."""
     global _device
     _device = device
+    if device == "interpreter":
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def device() -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_RULES = Path(__file__).parent / "rules"
+RULES = Path(__file__).parent / "rules"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Rule:
 @cache
 def rules(kernel: str) -> tuple[Rule, ...]:
     """The rules of a kernel, in order."""
-    entries = json.loads((_RULES / f"{kernel}.json").read_text())
+    entries = json.loads((RULES / f"{kernel}.json").read_text())
     return tuple(Rule(**entry | {"tile": Tile(**entry["tile"]), "arch": tuple(entry["arch"])}) for entry in entries)
 
 
@@ -65,4 +65,4 @@ def tile(kernel: str, arch: int, itemsize: int, dim: int) -> Tile:
 
 def tuned_kernels() -> list[str]:
     """The kernels that have rules."""
-    return sorted(path.stem for path in _RULES.glob("*.json"))
+    return sorted(path.stem for path in RULES.glob("*.json"))
