@@ -1,10 +1,10 @@
 """`python -m bench.tune`: looks for the fastest cut of each kernel, and writes fastfuse/tuning/rules/.
 
-Candidates are compiled first, GPU or not (`bench.offline`); those that spill, need more shared memory than the chip has or
-miss its tensor cores are out, each with its cause. Then
+Candidates are compiled first, GPU or not (`bench.offline`); those that spill, need more shared memory than the chip has
+or miss its tensor cores are out, each with its cause. Then
 
-    --device cuda         the rest are timed on the GPU that is here; a cut that beats the present one gets a rule of its
-                          own for this compute capability, before the others
+    --device cuda         the rest are timed on the GPU that is here; a cut that beats the present one gets a rule of
+                          its own for this compute capability, before the others
     --device interpreter  a rehearsal: a few are run, nothing is written
     --device static       no timing: a present cut that is out gives way to the most promising candidate
 """
@@ -87,11 +87,13 @@ def promise(tile: Tile) -> float:
 
 
 def faults(problem: Problem, tile: Tile) -> list[str]:
-    """Why the kernels can not be launched with this cut; empty when they can. Runs where TRITON_INTERPRET is not set."""
+    """Why the kernels can not be launched with this cut; empty when they can. Not with TRITON_INTERPRET=1."""
     from bench.offline import inspect, recording  # which imports Triton
 
     with recording(problem.arch) as launches, _cut(problem, tile):
-        _job(problem, "cpu", small=True)()
+        job = _job(problem, "cpu", small=True)
+        launches.clear()  # of what the job needs first
+        job()
     found = [fault for launch in launches for fault in inspect(launch).faults()]
     return list(dict.fromkeys(found))
 
@@ -114,15 +116,8 @@ def _attention(problem: Problem, device: str, small: bool) -> Call:
     B, H, Sq, Sk = (1, 1, 256, 256) if small else (8, 16, 1024, 1024)
     few = problem.kernel == "attention_decode"
     sums = problem.kernel == "attention_sums"
-    case = AttentionCase(
-        "tune",
-        B=B,
-        H=H,
-        Sq=1 if few else Sq,
-        Sk=8 * Sk if few else Sk,
-        D=problem.dim,
-        bias="1 H Sq Sk" if sums else None,
-    )
+    Sq, Sk = (1, 8 * Sk) if few else (Sq, Sk)
+    case = AttentionCase("tune", B=B, H=H, Sq=Sq, Sk=Sk, D=problem.dim, bias="1 H Sq Sk" if sums else None)
     inputs = make_inputs(case, problem.dtype, device)
     leaves: dict[str, Tensor] = inputs.leaves
     wanted = {"attention_dq": ["q"], "attention_dkdv": ["k", "v"], "attention_sums": ["bias"]}.get(problem.kernel)

@@ -44,22 +44,22 @@ def document() -> str:
     lines = [
         "# What ran on real hardware",
         "",
-        "`make gpu` writes this from `fastfuse/tuning/validated.json`, after the tests passed on the device. A GPU kernel that",
-        'is not listed for a device, or one of its compute capability, with its present source is not picked by `backend="auto"`',
-        "there; `fastfuse info` says so.",
+        "`make gpu` writes this from `fastfuse/tuning/validated.json`, after the tests passed on the device. On a GPU",
+        'for which, or for whose compute capability, no line has the present kernel sources, `backend="auto"` does not',
+        "pick these kernels; `fastfuse info` says so.",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
     ]
     if not records():
         lines += [
-            "No GPU has run these kernels yet. What is known without one: every Triton kernel passes the tests in Triton's",
-            "interpreter (`make test`), and compiles for sm_80, sm_90 and sm_100 within their limits (`make gate`,",
-            "[performance/triton-static.md](performance/triton-static.md)).",
+            "No GPU has run these kernels yet. What is known without one: every Triton kernel passes the tests in",
+            "Triton's interpreter (`make test`), and compiles for sm_80, sm_90 and sm_100 within their limits",
+            "(`make gate`, [performance/triton-static.md](performance/triton-static.md)).",
             "",
         ]
     lines += [
-        "The C++ CPU kernels are validated on every machine that runs `make test`, on each instruction set that it has.",
+        "The C++ CPU kernels are validated on every machine that runs `make test`, on each instruction set it has.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Sizes that small cases do not reach: long sequences, many rows, offsets beyond 31 bits. A GPU gets sizes of its own."""
+"""Sizes that the cases do not reach: long sequences, many rows, offsets beyond 31 bits. A GPU gets sizes of its own."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from fastfuse.tuning.tiles import Tile, tile
 
 if TYPE_CHECKING:
     from fastfuse.backends import Problem
+    from fastfuse.kernels.pair_features import Side
 
 NAME = "triton"
 MAX_HEAD_DIM = 256
@@ -78,3 +79,140 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, 
 
 def _attention_tile(kernel: str, q: Tensor, *head_dims: int) -> Tile:
     return tile(kernel, arch(), q.element_size(), max(head_dims))
+
+
+# ---- contrastive and retrieval; arguments as the ops of fastfuse/ops/pair.py and fastfuse/ops/retrieval.py ----
+
+
+def pair_softmax_fwd(
+    a: Tensor,
+    b: Tensor | None,
+    scale: Tensor,
+    row_key: Tensor,
+    col_key: Tensor | None,
+    row_skip: Tensor | None,
+    col_skip: Tensor | None,
+    skip_positives: bool,
+    normalize: bool,
+    mode: str,
+    uniform: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from fastfuse.kernels.pair_softmax_fwd import pair_softmax_fwd as launch
+
+    if _empty(a, b):
+        counts = [
+            a.new_zeros(n, dtype=torch.int32) for n in (len(a), len(b) if b is not None and mode == "both" else 0)
+        ]
+        rows, cols = (scale.new_zeros(4, len(count)) for count in counts)
+        return rows, counts[0], cols, counts[1]
+    cut = _tile("pair", a)
+    labels = _both(row_key, col_key), _both(row_skip, col_skip)
+    return launch(*_sides(a, b, normalize, cut), scale, *labels, skip_positives, mode, uniform, cut)
+
+
+def pair_softmax_bwd(
+    unit: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    scale: Tensor,
+    row_key: Tensor,
+    col_key: Tensor | None,
+    row_skip: Tensor | None,
+    col_skip: Tensor | None,
+    skip_positives: bool,
+    normalize: bool,
+    mode: str,
+    label_smoothing: float,
+    rows: Tensor,
+    row_count: Tensor,
+    cols: Tensor,
+    col_count: Tensor,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    from fastfuse.kernels.pair_softmax_bwd import pair_softmax_bwd as launch
+
+    da: Tensor | None
+    db: Tensor | None
+    if _empty(a, b):
+        da, db, dscale = torch.zeros_like(a), None if b is None else torch.zeros_like(b), torch.zeros_like(scale)
+    else:
+        cut = _tile("pair", a)
+        labels = _both(row_key, col_key), _both(row_skip, col_skip)
+        statistics = rows.contiguous(), row_count, cols.contiguous(), col_count
+        sides = _sides(a, b, normalize, cut)
+        da, db, dscale = launch(
+            unit, *sides, scale, *labels, skip_positives, mode, label_smoothing, *statistics, needs, a.dtype, cut
+        )
+    return _given(da, needs[0], a), _given(db, needs[1], a), _given(dscale, needs[2], scale)
+
+
+def pair_sigmoid(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    row_key: Tensor,
+    col_key: Tensor | None,
+    row_skip: Tensor | None,
+    col_skip: Tensor | None,
+    skip_positives: bool,
+    normalize: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from fastfuse.kernels.pair_sigmoid import pair_sigmoid as launch
+
+    if _empty(a, b):
+        loss, *grads = (scale.new_zeros(shape) for shape in ((), a.shape, b.shape, (), ()))
+    else:
+        cut = _tile("pair", a)
+        loss, *grads = launch(*_sides(a, b, normalize, cut), scale, bias, _both(row_key, col_key), needs[:2], cut)
+    da, db, dscale, dbias = (_given(grad, need, scale) for grad, need in zip(grads, needs, strict=True))
+    return loss.to(scale.dtype), da, db, dscale, dbias
+
+
+def similarity_topk(queries: Tensor, keys: Tensor, k: int, normalize: bool) -> tuple[Tensor, Tensor]:
+    from fastfuse.kernels.retrieval_topk import similarity_topk as launch
+
+    if len(queries) == 0:
+        return queries.new_empty((0, k), dtype=torch.float32), queries.new_empty((0, k), dtype=torch.int64)
+    cut = _tile("retrieval", queries)
+    return launch(*_sides(queries, keys, normalize, cut), k, cut)
+
+
+def retrieval_ranks(
+    queries: Tensor, keys: Tensor, positives: Tensor, first: Tensor, last: Tensor, normalize: bool
+) -> Tensor:
+    from fastfuse.kernels.retrieval_ranks import retrieval_ranks as launch
+
+    if _empty(queries, keys):
+        return torch.zeros_like(first)
+    cut = _tile("retrieval", queries)
+    ranges = first.contiguous(), last.contiguous()
+    return launch(*_sides(queries, keys, normalize, cut), positives.contiguous(), *ranges, cut)
+
+
+def _tile(kernel: str, features: Tensor) -> Tile:
+    return tile(kernel, arch(), features.element_size(), features.shape[1])
+
+
+def _empty(a: Tensor, b: Tensor | None) -> bool:
+    return len(a) == 0 or (b is not None and len(b) == 0)
+
+
+def _sides(a: Tensor, b: Tensor | None, normalize: bool, cut: Tile) -> tuple[Side, Side]:
+    """Both sides as the products take them; one and the same without b."""
+    from fastfuse.kernels.pair_features import prepare_features
+
+    block = max(cut.block_m, cut.block_n)
+    side = prepare_features(a, normalize, block, cut.block_d)
+    return side, side if b is None else prepare_features(b, normalize, block, cut.block_d)
+
+
+def _both(rows: Tensor | None, cols: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Labels of the rows and of the columns, which without their own have the rows'."""
+    return None if rows is None else (rows.contiguous(), (rows if cols is None else cols).contiguous())
+
+
+def _given(grad: Tensor | None, need: bool, like: Tensor) -> Tensor:
+    """The gradient in the dtype of ``like``; of shape (0,) where it is not needed."""
+    return grad.to(like.dtype) if need and grad is not None else like.new_empty(0)
