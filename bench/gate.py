@@ -21,12 +21,13 @@ import click
 import torch
 import triton
 
-from bench.launches import calls, served_rules
-from bench.offline import SHARED_KIB, Launch, Report, inspect, recording
+from bench.chips import ARCHS, SHARED_KIB
+from bench.launches import calls
+from bench.offline import Launch, Report, inspect, recording
+from bench.rules import served
 from fastfuse.tuning.records import sources_hash
 from fastfuse.tuning.tiles import Rule, tile
 
-ARCHS = (80, 90, 100)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 QUICK_DTYPES = (torch.bfloat16, torch.float32)
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance" / "triton-static.md"
@@ -52,8 +53,8 @@ def record(arch: int, dtype: torch.dtype, quick: bool) -> Recorded:
             limit = min(SHARED_KIB[chip] for rule in serving for chip in SHARED_KIB if rule.serves(chip))
             limits |= dict.fromkeys(launches.keys() - limits.keys(), limit)
             reached |= serving
-    served = [] if quick else served_rules(arch, dtype)
-    return Recorded(limits, [f"no call comes to {kernel}: {rule}" for kernel, rule in served if rule not in reached])
+    wanted = [] if quick else served(arch, dtype.itemsize)
+    return Recorded(limits, [f"no call comes to {kernel}: {rule}" for kernel, rule in wanted if rule not in reached])
 
 
 @contextmanager
@@ -75,15 +76,16 @@ def _rules_reached() -> Iterator[set[Rule]]:
 @click.command()
 @click.option("--arch", "archs", type=click.Choice([str(arch) for arch in ARCHS]), multiple=True, help="Only for this.")
 @click.option("--quick", is_flag=True, help="One head dim, bfloat16 and float32.")
+@click.option("-k", "keyword", default="", help="Only kernels whose names hold this.")
 @click.option("--jobs", default=2, help="Compilers at once.")
 @click.option("--write", is_flag=True, help=f"Write the table to {DOCUMENT.name}.")
-def main(archs: tuple[str, ...], quick: bool, jobs: int, write: bool) -> None:
+def main(archs: tuple[str, ...], quick: bool, keyword: str, jobs: int, write: bool) -> None:
     """Compile, complain, tell."""
     start = time.perf_counter()
     recorded = [
         record(arch, dtype, quick) for arch in map(int, archs or ARCHS) for dtype in (QUICK_DTYPES if quick else DTYPES)
     ]
-    limits = {launch: limit for part in recorded for launch, limit in part.launches.items()}
+    limits = {launch: limit for part in recorded for launch, limit in part.launches.items() if keyword in launch.kernel}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         reports = list(pool.map(inspect, limits, chunksize=4))
     faults = [fault for part in recorded for fault in part.unreached]

@@ -13,11 +13,9 @@ from test_attention import run_fused
 from test_contrastive import run as run_loss
 
 import fastfuse as ff
-from fastfuse.tuning.tiles import Rule, rules, tuned_kernels
+from bench.rules import dim_of, family, served
 
 Call = Callable[[], object]
-MAX_DIM = {"attention": 256, "pair": 512}  # stands for the rules without a limit
-FAMILIES = {"attention": "attention", "pair": "pair", "retrieval": "pair"}  # of the kernels, by how their names begin
 
 
 def lengths(case: AttentionCase) -> ff.KeySpan:
@@ -88,6 +86,14 @@ def calls(arch: int, dtype: torch.dtype, quick: bool) -> Iterator[Call]:
             yield partial(contrastive, loss, dtype)
 
 
+def hardest(kernel: str, dim: int, dtype: torch.dtype) -> list[Call]:
+    """Calls that need most of a kernel of these rules."""
+    if family(kernel) == "attention":
+        return [partial(attention, case, dtype) for case in attention_of(dim)[1:]]
+    losses = [partial(contrastive, loss, dtype) for loss in pairs_of(dim)[1:]]
+    return [*losses, partial(retrieval, dim, dtype)]
+
+
 def attention(case: AttentionCase, dtype: torch.dtype) -> None:
     run_fused(case, make_inputs(case, dtype), "triton")
 
@@ -103,18 +109,7 @@ def retrieval(dim: int, dtype: torch.dtype) -> None:
     ff.retrieval_ranks(queries, keys, torch.zeros(100, 2, dtype=torch.int64), backend="triton")
 
 
-def served_rules(arch: int, dtype: torch.dtype) -> list[tuple[str, Rule]]:
-    """The kernels' rules for a compute capability and dtype."""
-    found = [(kernel, rule) for kernel in tuned_kernels() for rule in rules(kernel)]
-    return [(name, rule) for name, rule in found if rule.fits(arch, dtype.itemsize, 1)]
-
-
-def _dims(family: str, arch: int, dtype: torch.dtype, quick: bool) -> list[int]:
-    """Dims that reach each rule of the family's kernels."""
-    limit = MAX_DIM[family]
-    dims = {
-        min(rule.max_dim, limit)
-        for kernel, rule in served_rules(arch, dtype)
-        if FAMILIES[kernel.partition("_")[0]] == family
-    }
+def _dims(wanted: str, arch: int, dtype: torch.dtype, quick: bool) -> list[int]:
+    """Dims that reach each rule of a family's kernels."""
+    dims = {dim_of(kernel, rule) for kernel, rule in served(arch, dtype.itemsize) if family(kernel) == wanted}
     return [min(dims, key=lambda dim: abs(dim - 64))] if quick and dims else sorted(dims)

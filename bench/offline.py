@@ -27,14 +27,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from bench.chips import MULTIPROCESSORS, SHARED_KIB, SM_REGISTERS, SM_SHARED_KIB, SM_WARPS
 from fastfuse.backends import select
 from fastfuse.backends import triton as backend
 
-SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # that a block may have
-SM_SHARED_KIB = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}  # of a multiprocessor
-MAX_WARPS = {80: 64, 86: 48, 89: 48, 90: 64, 100: 64, 120: 48}  # of a multiprocessor
-REGISTERS = 65536  # of a multiprocessor
-MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}  # A100, H100 and H200, B200
 MMA = {"HMMA": r"\bHMMA\.", "HGMMA": r"\bHGMMA\.", "UTCMMA": r"\bUTC\w*MMA\b"}  # sm_80's, sm_90's and sm_100's
 WARPGROUP_ROWS = 64  # sm_90's and sm_100's products take that many rows; smaller ones are sm_80's
 
@@ -70,14 +66,14 @@ class Report:
     @property
     def blocks(self) -> int:
         """Blocks that a multiprocessor holds."""
-        by_registers = REGISTERS // (32 * self.num_warps * -(-max(self.registers, 1) // 8) * 8)
+        by_registers = SM_REGISTERS // (32 * self.num_warps * -(-max(self.registers, 1) // 8) * 8)
         by_shared = SM_SHARED_KIB[self.arch] * 1024 // (self.shared + 1024)
-        return min(by_registers, by_shared, MAX_WARPS[self.arch] // self.num_warps)
+        return min(by_registers, by_shared, SM_WARPS[self.arch] // self.num_warps)
 
     @property
     def occupancy(self) -> float:
         """The share of a multiprocessor's warps that are there."""
-        return self.blocks * self.num_warps / MAX_WARPS[self.arch]
+        return self.blocks * self.num_warps / SM_WARPS[self.arch]
 
     def faults(self, shared_kib: int | None = None) -> list[str]:
         """Why this must not be launched; shared_kib: of the least of the chips that it is for."""

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from multiprocessing import get_context
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import click
@@ -31,11 +32,15 @@ from torch import Tensor
 
 import fastfuse as ff
 from bench import machine
+from bench.chips import ARCHS, SHARED_KIB
+from bench.rules import dim_of
 from fastfuse.tuning import tiles
 from fastfuse.tuning.tiles import Rule, Tile, rules, tuned_kernels
 
+if TYPE_CHECKING:
+    from bench.offline import Launch
+
 Call = Callable[[], object]
-ARCHS = (90, 80, 100)  # that stand for the ranges of the rules
 GAIN = 0.97  # of the present time; less is within the noise
 ROUNDS = 7
 DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes
@@ -43,15 +48,17 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes
 
 @dataclass(frozen=True)
 class Problem:
-    """What a cut is looked for: a kernel's rules, an element size and a dim."""
+    """What a cut is looked for: a kernel, and the compute capabilities, element size and dim of one of its rules."""
 
     kernel: str
-    arch: int
+    archs: tuple[int, ...]
+    shared_kib: int  # of the least chip among them
     itemsize: int
     dim: int
 
     def __str__(self) -> str:
-        return f"{self.kernel} on sm_{self.arch}, {self.itemsize} bytes an element, dim {self.dim}"
+        archs = ", ".join(f"sm_{arch}" for arch in self.archs)
+        return f"{self.kernel} on {archs}, {self.itemsize} bytes an element, dim {self.dim}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,25 +94,41 @@ def promise(tile: Tile) -> float:
 
 
 def faults(problem: Problem, tile: Tile) -> list[str]:
-    """Why the kernels can not be launched with this cut; empty when they can. Not with TRITON_INTERPRET=1."""
-    from bench.offline import inspect, recording  # which imports Triton
+    """Why some kernel can not be launched with this cut; empty when all can. Not with TRITON_INTERPRET=1."""
+    from bench.offline import inspect  # which imports Triton, as bench.launches does
 
-    with recording(problem.arch) as launches, _cut(problem, tile):
-        job = _job(problem, "cpu", small=True)
-        launches.clear()  # of what the job needs first
-        job()
-    found = [fault for launch in launches for fault in inspect(launch).faults()]
-    return list(dict.fromkeys(found))
+    for arch in problem.archs:
+        for launch in _launches(problem, arch, tile):
+            found = inspect(launch).faults(problem.shared_kib)
+            if found:
+                return [f"sm_{arch} {launch.kernel.partition(':')[2]}: {found[0]}"]
+    return []
+
+
+def _launches(problem: Problem, arch: int, tile: Tile) -> list[Launch]:
+    """Of the hardest calls, the launches that depend on the cut: with another, they are others."""
+    from bench.launches import hardest
+    from bench.offline import recording
+
+    found = []
+    for cut in (tile, replace(tile, num_warps=12 - tile.num_warps)):
+        torch.manual_seed(0)
+        with recording(arch) as launches, _cut(problem, cut):
+            for call in hardest(problem.kernel, problem.dim, problem.dtype):
+                call()
+        found.append(launches)
+    return [launch for launch in found[0] if launch not in found[1]]
 
 
 # ---- what is run ----
 
 
-def _job(problem: Problem, device: str, small: bool) -> Call:
-    """A call that spends its time in the kernels of the rules."""
+def _job(problem: Problem, small: bool) -> Call:
+    """A call that spends its time in the kernel."""
+    device = machine.torch_device()
     if problem.kernel.startswith("attention"):
         return _attention(problem, device, small)
-    N = 256 if small else 8192
+    N = 64 if small else 8192
     a, b = (torch.randn(N, problem.dim, device=device).to(problem.dtype).requires_grad_() for _ in range(2))
     if problem.kernel == "retrieval":
         return lambda: ff.similarity_topk(a.detach(), b.detach(), 10, backend="triton")
@@ -113,7 +136,7 @@ def _job(problem: Problem, device: str, small: bool) -> Call:
 
 
 def _attention(problem: Problem, device: str, small: bool) -> Call:
-    B, H, Sq, Sk = (1, 1, 256, 256) if small else (8, 16, 1024, 1024)
+    B, H, Sq, Sk = (1, 1, 64, 64) if small else (8, 16, 1024, 1024)
     few = problem.kernel == "attention_decode"
     sums = problem.kernel == "attention_sums"
     Sq, Sk = (1, 8 * Sk) if few else (Sq, Sk)
@@ -143,7 +166,7 @@ def _cut(problem: Problem, tile: Tile) -> Iterator[None]:
 def seconds_of(problem: Problem, tile: Tile, small: bool) -> float:
     """Median of some rounds, after one that compiles."""
     with _cut(problem, tile):
-        job = _job(problem, machine.torch_device(), small)
+        job = _job(problem, small)
         job()
         rounds = 1 if small else ROUNDS
         return statistics.median(machine.timed(job)[0] for _ in range(rounds))
@@ -170,27 +193,28 @@ def with_measured(present: Iterable[Rule], measured: Rule) -> list[Rule]:
 # ---- the search ----
 
 
-def problems(archs: Iterable[int], itemsizes: Iterable[int]) -> list[Problem]:
-    """One for each rule that is the first to fit, by kernel."""
-    limits = {"attention": 256}
+def problems(archs: Iterable[int], itemsizes: Iterable[int]) -> dict[Problem, Rule]:
+    """Each rule that serves some of the compute capabilities, and the problem that it solves."""
     found = {}
-    for kernel, arch, itemsize in itertools.product(tuned_kernels(), archs, itemsizes):
-        limit = limits.get(kernel.partition("_")[0], 512)
+    for kernel in tuned_kernels():
+        taken: set[tuple[int, int, int]] = set()
         for rule in rules(kernel):
-            if rule.fits(arch, itemsize, 1):
-                found[Problem(kernel, arch, itemsize, min(rule.max_dim, limit))] = None
-    return list(found)
+            dim = dim_of(kernel, rule)
+            mine = [arch for arch in archs if rule.serves(arch) and (arch, rule.itemsize, dim) not in taken]
+            taken.update((arch, rule.itemsize, dim) for arch in mine)
+            if mine and rule.itemsize in itemsizes:
+                least = min(kib for chip, kib in SHARED_KIB.items() if rule.serves(chip))
+                found[Problem(kernel, tuple(mine), least, rule.itemsize, dim)] = rule
+    return found
 
 
-def legal(pool: ProcessPoolExecutor, problem: Problem, tried: list[Tile]) -> list[Tile]:
-    """The candidates without faults; tells the others' causes."""
-    able = []
+def legal(pool: ProcessPoolExecutor, problem: Problem, tried: list[Tile]) -> Iterator[Tile]:
+    """The candidates without faults, in their order; tells the others' causes."""
     for tile, found in zip(tried, pool.map(faults, [problem] * len(tried), tried), strict=True):
         if found:
             click.echo(f"  out: {_describe(tile)}: {found[0]}")
         else:
-            able.append(tile)
-    return able
+            yield tile
 
 
 @click.command()
@@ -201,51 +225,58 @@ def legal(pool: ProcessPoolExecutor, problem: Problem, tried: list[Tile]) -> lis
 def main(device: str, seconds: float, jobs: int, keyword: str) -> None:
     """Look for the fastest cut of each kernel."""
     until = time.monotonic() + seconds
-    rehearsal, on_gpu = device == "interpreter", device == "cuda"
-    archs = [_present_arch()] if on_gpu else ARCHS[:1] if rehearsal else ARCHS
-    todo = [p for p in problems(archs, (2,) if on_gpu or rehearsal else DTYPES) if keyword in p.kernel]
+    rehearsal = device == "interpreter"
+    archs = [_present_arch()] if device == "cuda" else [90] if rehearsal else ARCHS
+    todo = [
+        item for item in problems(archs, DTYPES if device == "static" else (2,)).items() if keyword in item[0].kernel
+    ]
+    todo = todo[:: max(len(todo) // 2, 1)] if rehearsal else todo
     looked = changed = 0
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        pool.submit(os.getpid).result()  # starts before Triton may be told to interpret
-        for problem in todo[:: max(len(todo) // 2, 1)] if rehearsal else todo:
+        for each in [pool.submit(os.getpid) for _ in range(jobs)]:
+            each.result()  # all have started before Triton may be told to interpret
+        for problem, rule in todo:
             if time.monotonic() > until:
                 click.echo(f"the time is over before {problem}")
                 break
             click.echo(str(problem))
             looked += 1
-            changed += _timed_search(pool, problem, rehearsal) if device != "static" else _static_search(pool, problem)
+            if device == "static":
+                changed += _static_search(pool, problem, rule)
+            else:
+                machine.use(device)
+                changed += _timed_search(pool, problem, rule, rehearsal)
     click.echo(f"{looked} of {len(todo)} problems, {changed} rules changed")
 
 
-def _static_search(pool: ProcessPoolExecutor, problem: Problem) -> bool:
-    """Replaces a present cut that is out."""
-    present = tiles.tile(problem.kernel, problem.arch, problem.itemsize, problem.dim)
-    if legal(pool, problem, [present]):
+def _static_search(pool: ProcessPoolExecutor, problem: Problem, rule: Rule) -> bool:
+    """Replaces a cut that is out."""
+    if list(legal(pool, problem, [rule.tile])):
         return False
-    able = legal(pool, problem, sorted(candidates(problem.kernel, problem.itemsize), key=promise, reverse=True))
-    if not able:
+    others = sorted(candidates(problem.kernel, problem.itemsize), key=promise, reverse=True)
+    best = next(legal(pool, problem, others), None)
+    if best is None:
         raise click.ClickException(f"no candidate can be launched for {problem}")
-    click.echo(f"  {_describe(present)} -> {_describe(able[0])}")
-    old = next(r for r in rules(problem.kernel) if r.fits(problem.arch, problem.itemsize, problem.dim))
-    write(problem.kernel, [replace(r, tile=able[0], source="static") if r == old else r for r in rules(problem.kernel)])
+    click.echo(f"  {_describe(rule.tile)} -> {_describe(best)}")
+    present = rules(problem.kernel)
+    write(problem.kernel, [replace(each, tile=best, source="static") if each == rule else each for each in present])
     return True
 
 
-def _timed_search(pool: ProcessPoolExecutor, problem: Problem, rehearsal: bool) -> bool:
+def _timed_search(pool: ProcessPoolExecutor, problem: Problem, rule: Rule, rehearsal: bool) -> bool:
     """Times the candidates beside the present cut, and gives the fastest a rule."""
-    present = tiles.tile(problem.kernel, problem.arch, problem.itemsize, problem.dim)
-    others = [tile for tile in candidates(problem.kernel, problem.itemsize) if tile != present]
-    others = sorted(others, key=promise, reverse=True)[: 2 if rehearsal else None]
+    others = [tile for tile in candidates(problem.kernel, problem.itemsize) if tile != rule.tile]
+    others = sorted(others, key=promise, reverse=True)[: 1 if rehearsal else None]
     able = legal(pool, problem, others)
-    machine.use("interpreter" if rehearsal else "cuda")
-    times = {tile: seconds_of(problem, tile, rehearsal) for tile in [present, *able]}
+    times = {tile: seconds_of(problem, tile, rehearsal) for tile in [rule.tile, *able]}
     for tile, taken in sorted(times.items(), key=lambda item: item[1]):
-        click.echo(f"  {taken * 1e6:10.1f} us  {_describe(tile)}{'  (present)' if tile == present else ''}")
+        click.echo(f"  {taken * 1e6:10.1f} us  {_describe(tile)}{'  (present)' if tile == rule.tile else ''}")
     best = min(times, key=times.__getitem__)
-    if rehearsal or times[best] > GAIN * times[present]:
+    if rehearsal or times[best] > GAIN * times[rule.tile]:
         return False
+    (arch,) = problem.archs
     source = f"{torch.cuda.get_device_name()}, {date.today().isoformat()}"
-    measured = Rule(best, (problem.arch, problem.arch), problem.itemsize, problem.dim, source)
+    measured = Rule(best, (arch, arch), problem.itemsize, rule.max_dim, source)
     write(problem.kernel, with_measured(rules(problem.kernel), measured))
     return True
 
