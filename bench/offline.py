@@ -104,7 +104,7 @@ def recording(arch: int) -> Iterator[dict[Launch, None]]:
 
     properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS[arch], major=arch // 10, minor=arch % 10)
     with ExitStack() as stack:
-        stack.enter_context(_target(arch))
+        stack.enter_context(_target(arch, "recorder"))  # whose kernels are never compiled, so that each launch is noted
         for owner, name, value in (
             (backend, "unavailable", lambda: None),
             (backend, "reasons", lambda problem: []),
@@ -134,7 +134,7 @@ def inspect(launch: Launch) -> Report:
         "num_warps": described["options"]["num_warps"],
         "num_stages": described["options"]["num_stages"],
     }
-    with _target(launch.arch):
+    with _target(launch.arch, "compiler"):
         try:
             compiled = getattr(import_module(module), name).preload(launch.specialization)
         except Exception as error:  # the compiler has many
@@ -174,10 +174,10 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
 
 
 @contextmanager
-def _target(arch: int) -> Iterator[None]:
-    """Within it Triton believes that this GPU is there."""
+def _target(arch: int, purpose: str) -> Iterator[None]:
+    """Within it Triton believes that this GPU is there; what it compiles is kept for the purpose."""
     before = driver._active
-    driver.set_active(_offline_driver(arch))
+    driver.set_active(_offline_driver(arch, purpose))
     try:
         yield
     finally:
@@ -185,10 +185,10 @@ def _target(arch: int) -> Iterator[None]:
 
 
 @cache
-def _offline_driver(arch: int) -> Any:
-    """As much of a driver as Triton asks to specialise and compile a kernel; each arch is a device of its own."""
+def _offline_driver(arch: int, purpose: str) -> Any:
+    """As much of a driver as Triton asks to specialise and compile a kernel."""
     return SimpleNamespace(
-        get_current_device=lambda: arch,
+        get_current_device=lambda: (arch, purpose),
         get_current_stream=lambda device: 0,
         get_current_target=lambda: GPUTarget("cuda", arch, 32),
     )
