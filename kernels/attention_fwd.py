@@ -120,7 +120,8 @@ def attention_fwd_kernel(
     queries = gather_rows(q_rows, inside, D, BLOCK_D)
     k += b64 * stride_kb + kv_head64 * stride_kh
     v += b64 * stride_vb + kv_head64 * stride_vh
-    bias_row = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, head, i)
+    if bias is not None:
+        bias = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, head, i)
     plane = b * H + head
     late = unit if PLAIN else 1.0
 
@@ -136,7 +137,7 @@ def attention_fwd_kernel(
     for tile in range(full_first, full_end):
         acc, m, l = _step(
             acc, m, l, tile, queries, k, v, stride_kn, stride_vn,
-            bias_row, stride_bn, first_key, end_key, Sk, unit, softcap, late, seed, drop_below, plane, i,
+            bias, stride_bn, first_key, end_key, Sk, unit, softcap, late, seed, drop_below, plane, i,
             BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, PLAIN, False, PRECISION,
         )  # fmt: skip
     before = full_first - first
@@ -144,7 +145,7 @@ def attention_fwd_kernel(
         tile = edge + tl.where(edge < before, first, full_end - before)
         acc, m, l = _step(
             acc, m, l, tile, queries, k, v, stride_kn, stride_vn,
-            bias_row, stride_bn, first_key, end_key, Sk, unit, softcap, late, seed, drop_below, plane, i,
+            bias, stride_bn, first_key, end_key, Sk, unit, softcap, late, seed, drop_below, plane, i,
             BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, PLAIN, True, PRECISION,
         )  # fmt: skip
 

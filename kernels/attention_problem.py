@@ -64,6 +64,10 @@ class AttentionProblem:
         """Queries that share keys: those of all heads of a group, stacked."""
         return self.H // self.Hk * self.Sq
 
+    def fits(self, block_n: int) -> bool:
+        """Whether a tile of so many keys may hold all that a query sees."""
+        return self.lo is not None or self.Sk <= block_n
+
     def scores(self) -> dict[str, object]:
         """Arguments that make q k^T into masked scores."""
         softcap = self.softcap

@@ -93,12 +93,9 @@ def key_tiles(first_key, end_key, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def bias_rows(bias, stride_b, stride_h, stride_m, b, head, i):
-    """Pointers (M,) to the bias of each query i of `head`, both (M,), or None."""
-    if bias is None:
-        return None
-    else:
-        b, head, i = tl.cast(b, tl.int64), tl.cast(head, tl.int64), tl.cast(i, tl.int64)
-        return bias + b * stride_b + head * stride_h + i * stride_m
+    """Pointers (M,) to the bias of each query i of `head`, both (M,)."""
+    b, head, i = tl.cast(b, tl.int64), tl.cast(head, tl.int64), tl.cast(i, tl.int64)
+    return bias + b * stride_b + head * stride_h + i * stride_m
 
 
 @triton.jit

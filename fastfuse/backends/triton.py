@@ -77,6 +77,28 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, 
     return attention_fwd(problem, cut, splits)
 
 
+def attention_bwd(
+    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    from fastfuse.kernels.attention_bwd import attention_bwd
+    from fastfuse.kernels.attention_problem import AttentionProblem
+
+    *mask, out, lse_pair, scale, softcap, dropout_p, seed, needs = rest
+    problem = AttentionProblem(q, k, v, *mask, scale, softcap, dropout_p, seed)
+    kernels = ("attention_dq", "attention_dkdv", "attention_sums")
+    cuts = tuple(_attention_tile(kernel, q, problem.D, problem.Dv) for kernel in kernels)
+    return attention_bwd(problem, dout, dlse, out, lse_pair, needs, cuts, processors())
+
+
+def attention_map(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
+    from fastfuse.kernels.attention_problem import AttentionProblem
+    from fastfuse.kernels.attention_sums import attention_map
+
+    lo, hi, bias, lse_pair, scale, softcap, mode = rest
+    problem = AttentionProblem(q, k, None, lo, hi, bias, None, None, scale, softcap)
+    return attention_map(problem, lse_pair, mode, _attention_tile("attention_sums", q, problem.D), processors())
+
+
 def _attention_tile(kernel: str, q: Tensor, *head_dims: int) -> Tile:
     return tile(kernel, arch(), q.element_size(), max(head_dims))
 
