@@ -36,7 +36,9 @@ def main(context: click.Context, keyword: str, device: str, seconds: float) -> N
     show(results)
     if not keyword and device != "interpreter":  # whose times mean nothing
         save(results)
-        click.echo(f"written to {results.path.relative_to(ROOT)}")
+        click.echo(f"{len(results.rows)} cases, written to {results.path.relative_to(ROOT)}")
+    else:
+        click.echo(f"{len(results.rows)} cases, not kept")
 
 
 @main.command()

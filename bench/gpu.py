@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 TOTAL = 530.0  # seconds for everything
 TESTS = [f"tests/test_{name}.py" for name in ("attention", "contrastive", "retrieval", "large")]
 ALL_CASES = "triton"
-FEW_CASES = "triton and (everything or decode_long or bias_keys or clip_ids or siglip_ids or ties or many_rows)"
+FEW_CASES = "triton and (ties or (float32 and matches and (gqa_all or bias_pairs or clip_ids or siglip_ids)))"
 MEMCHECK_CASES = "triton and float16 and (everything or D7_Dv13 or decode_long or clip_smooth_ids or siglip_ids)"
 BACKEND = "triton"
 

@@ -266,7 +266,7 @@ def _static_search(pool: ProcessPoolExecutor, problem: Problem, rule: Rule) -> b
 def _timed_search(pool: ProcessPoolExecutor, problem: Problem, rule: Rule, rehearsal: bool) -> bool:
     """Times the candidates beside the present cut, and gives the fastest a rule."""
     others = [tile for tile in candidates(problem.kernel, problem.itemsize) if tile != rule.tile]
-    others = sorted(others, key=promise, reverse=True)[: 1 if rehearsal else None]
+    others = sorted(others, key=promise, reverse=True)[-1 if rehearsal else 0 :]
     able = legal(pool, problem, others)
     times = {tile: seconds_of(problem, tile, rehearsal) for tile in [rule.tile, *able]}
     for tile, taken in sorted(times.items(), key=lambda item: item[1]):

@@ -77,9 +77,7 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, 
     return attention_fwd(problem, cut, splits)
 
 
-def attention_bwd(
-    dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
+def attention_bwd(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     from fastfuse.kernels.attention_bwd import attention_bwd
     from fastfuse.kernels.attention_problem import AttentionProblem
 
