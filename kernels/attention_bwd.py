@@ -3,7 +3,7 @@
     dq = scale dx k             a program has a block of stacked queries and walks over its tiles of keys, as forward does;
                                 it leaves D_i and the sums of dgate too
     dk = scale dx^T q,          a program has a tile of keys and walks over the queries, of all heads of the group, that
-    dv = weight^T dout          see any of them; its tiles lie with the keys first, so that both are plain products
+    dv = weight^T dout          see any of them
 
 dx, weight and D_i are those of attention_gradient.py.
 """
@@ -33,7 +33,7 @@ def _dq_step(
     first_key, end_key, terms, i, plane,
     bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
     BLOCK_N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
-    FITS: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    GATED: tl.constexpr, FITS: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     start = tile * BLOCK_N
     row = tl.cast(start, tl.int64)
@@ -45,10 +45,12 @@ def _dq_step(
     terms = (lse2, lse2_low, open_, delta, dlse, p_sink)
     _, _, dx, delta, found = gradient_tile(
         x, g, start, first_key, end_key, terms, i, plane,
-        bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS, PLAIN, MASKED, 1,
+        bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS, PLAIN, MASKED,
     )  # fmt: skip
     acc = tl.dot(dx.to(keys.dtype), keys, acc, input_precision=PRECISION)
-    return acc, delta, received + tl.sum(found, 1)
+    if GATED:
+        received += tl.sum(found, 1)
+    return acc, delta, received
 
 
 @triton.jit
@@ -112,7 +114,7 @@ def attention_dq_kernel(
                 acc, delta_i, received_i, tile, queries, douts, k, v, stride_kn, stride_vn,
                 first_key, end_key, terms, i, plane,
                 bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-                BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, FITS, PLAIN, False, PRECISION,
+                BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, received is not None, FITS, PLAIN, False, PRECISION,
             )  # fmt: skip
         before = full_first - first
         for edge in range(0, before + end - full_end):
@@ -121,7 +123,7 @@ def attention_dq_kernel(
                 acc, delta_i, received_i, tile, queries, douts, k, v, stride_kn, stride_vn,
                 first_key, end_key, terms, i, plane,
                 bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-                BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, FITS, PLAIN, True, PRECISION,
+                BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, received is not None, FITS, PLAIN, True, PRECISION,
             )  # fmt: skip
         if dq is not None:
             feature = tl.arange(0, BLOCK_D)[None, :]
@@ -210,16 +212,16 @@ def attention_dkdv_kernel(
             bias_i = bias
             if bias is not None:
                 bias_i = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, heads, i)
-            x = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
-            g_tile = tl.dot(values, tl.trans(douts), input_precision=PRECISION)
+            x = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+            g_tile = tl.dot(douts, tl.trans(values), input_precision=PRECISION)
             weight, _, dx, _, _ = gradient_tile(
                 x, g_tile, start, first_key, end_key, terms, i, plane,
-                bias_i, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS, PLAIN, MASKED, 0,
+                bias_i, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS, PLAIN, MASKED,
             )  # fmt: skip
             if dv is not None:
-                dv_tile = tl.dot(weight.to(douts.dtype), douts, dv_tile, input_precision=PRECISION)
+                dv_tile = tl.dot(tl.trans(weight.to(douts.dtype)), douts, dv_tile, input_precision=PRECISION)
             if dk is not None:
-                dk_tile = tl.dot(dx.to(queries.dtype), queries, dk_tile, input_precision=PRECISION)
+                dk_tile = tl.dot(tl.trans(dx.to(queries.dtype)), queries, dk_tile, input_precision=PRECISION)
 
     key = start + tl.arange(0, BLOCK_N)
     row = (b64 * Hk + kv_head) * Sk + key

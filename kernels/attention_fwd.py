@@ -48,10 +48,10 @@ def _step(
     row = tl.cast(start, tl.int64)
     keys = load_rows(k + row * stride_kn, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, MASKED)
     x = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-    s, _ = scores(x, bias, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, MASKED, 1)
+    s, _ = scores(x, bias, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, MASKED)
     p, m, l, alpha = softmax_step(s, late, m, l)
     if seed is not None:
-        p = tl.where(kept(seed, drop_below, plane, i, start, BLOCK_N, 1), p, 0.0)
+        p = tl.where(kept(seed, drop_below, plane, i, start, BLOCK_N), p, 0.0)
     values = load_rows(v + row * stride_vn, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, MASKED)
     acc = tl.dot(p.to(values.dtype), values, acc * alpha[:, None], input_precision=PRECISION)
     return acc, m, l

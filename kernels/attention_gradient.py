@@ -15,7 +15,7 @@ Elsewhere center = 0 and offset = D_i.
 import triton
 import triton.language as tl
 
-from .attention_tile import INF, LOG2_E, by_query, kept, load_lse2, probabilities, scores, tanh
+from .attention_tile import INF, LOG2_E, kept, load_lse2, probabilities, scores, tanh
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def gradient_tile(
     bias, stride_bn, Sk, unit, softcap, late,  # see attention_tile.scores
     seed, drop_below, share,
     FITS: tl.constexpr,  # whether some query may see no key outside this tile
-    PLAIN: tl.constexpr, MASKED: tl.constexpr, KEY_AXIS: tl.constexpr,
+    PLAIN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """(weight, ds, dx, D, received) of a tile.
 
@@ -58,23 +58,23 @@ def gradient_tile(
     D (M,), and received = p r, whose sum is dgate's.
     """
     lse2, lse2_low, open_, delta, dlse, p_sink = terms
-    s, u = scores(x, bias, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, MASKED, KEY_AXIS)
-    p = probabilities(s, late, lse2, lse2_low, KEY_AXIS)
+    s, u = scores(x, bias, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, MASKED)
+    p = probabilities(s, late, lse2, lse2_low)
     weight, r = p, g
     if seed is not None:
-        keep = kept(seed, drop_below, plane, i, start, x.shape[KEY_AXIS], KEY_AXIS)
+        keep = kept(seed, drop_below, plane, i, start, x.shape[1])
         weight, r = tl.where(keep, p * share, 0.0), tl.where(keep, g * share, 0.0)
     center, offset = tl.zeros_like(delta), delta
     if FITS:
-        whole = (first_key >= start) & (end_key <= start + x.shape[KEY_AXIS])
+        whole = (first_key >= start) & (end_key <= start + x.shape[1])
         if tl.max(whole.to(tl.int32), 0) > 0:
-            own = tl.sum(p * r, KEY_AXIS)
-            rest = tl.sum(p * (r - by_query(own, KEY_AXIS)), KEY_AXIS) - p_sink * own
+            own = tl.sum(p * r, 1)
+            rest = tl.sum(p * (r - own[:, None]), 1) - p_sink * own
             center = tl.where(whole, own, center)
             offset = tl.where(whole, rest * open_ - dlse, offset)
             delta = center * open_ + offset
-    opened = by_query(open_, KEY_AXIS)
-    ds = p * ((r - by_query(center, KEY_AXIS)) * opened - by_query(offset, KEY_AXIS))
+    opened = open_[:, None]
+    ds = p * ((r - center[:, None]) * opened - offset[:, None])
     dx = ds
     if softcap is not None:
         dx = ds * (1.0 - u * u)

@@ -84,8 +84,8 @@ def attention_sums_kernel(
                 bias_i = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, heads, i)
             if v is None:
                 lse2, lse2_low = load_lse2(lse, index * Sq + i, all_rows, inside)
-                s, _ = scores(x, bias_i, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, True, 1)
-                acc += probabilities(s, late, lse2, lse2_low, 1)
+                s, _ = scores(x, bias_i, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, True)
+                acc += probabilities(s, late, lse2, lse2_low)
             else:
                 dout_rows = dout + b64 * stride_dob + head64 * stride_doh + i64 * stride_dom
                 douts = gather_rows(dout_rows, inside, Dv, BLOCK_DV)
@@ -95,7 +95,7 @@ def attention_sums_kernel(
                 terms = query_terms(lse, delta, dlse, sink, gate, index * Sq + i, all_rows, heads, inside)
                 _, ds, _, _, _ = gradient_tile(
                     x, g, start, first_key, end_key, terms, i, index,
-                    bias_i, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS, PLAIN, True, 1,
+                    bias_i, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS, PLAIN, True,
                 )  # fmt: skip
                 acc += ds
 

@@ -7,8 +7,7 @@
 
 Exponents are to the base 2, with the scale folded in; the multiplication by `late` shares an FMA with the subtraction.
 
-A tile has queries along one axis and keys along the other, KEY_AXIS. Vectors of queries are (M,), those of keys (N,),
-whichever way the tile lies; `by_query` and `by_key` lay them along it.
+A tile is (M, N), queries first: what belongs to a query is then a handful of registers of a thread.
 """
 
 import triton
@@ -17,18 +16,6 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 INF = tl.constexpr(float("inf"))
-
-
-@triton.jit
-def by_query(vector, KEY_AXIS: tl.constexpr):
-    """(M,) as (M, 1), or (1, M) where keys are along axis 0."""
-    return tl.expand_dims(vector, KEY_AXIS)
-
-
-@triton.jit
-def by_key(vector, KEY_AXIS: tl.constexpr):
-    """(N,) as (1, N), or (N, 1) where keys are along axis 0."""
-    return tl.expand_dims(vector, 1 - KEY_AXIS)
 
 
 @triton.jit
@@ -110,10 +97,9 @@ def scores(
     softcap,  # softcap log2(e), or None
     PLAIN: tl.constexpr,
     MASKED: tl.constexpr,
-    KEY_AXIS: tl.constexpr,
 ):  # fmt: skip
     """(s, u): s as said at the top, u the tanh of softcap, whose slope is 1 - u^2 (x itself without softcap)."""
-    key = by_key(start + tl.arange(0, x.shape[KEY_AXIS]), KEY_AXIS)
+    key = (start + tl.arange(0, x.shape[1]))[None, :]
     u = x
     if not PLAIN:
         x = x * unit
@@ -121,17 +107,17 @@ def scores(
             u = tanh(x)
             x = u * softcap
     if bias is not None:
-        pointers = by_query(bias + tl.cast(start, tl.int64) * stride_bn, KEY_AXIS) + (key - start) * stride_bn
+        pointers = (bias + tl.cast(start, tl.int64) * stride_bn)[:, None] + (key - start) * stride_bn
         added = tl.load(pointers, mask=key < Sk, other=0) if MASKED else tl.load(pointers)
         x = tl.where(added, x, -INF) if added.dtype.is_int() else x + added.to(tl.float32) * LOG2_E
     if MASKED:
-        visible = (key >= by_query(first_key, KEY_AXIS)) & (key < by_query(end_key, KEY_AXIS))
+        visible = (key >= first_key[:, None]) & (key < end_key[:, None])
         x = tl.where(visible, x, -INF)
     return x, u
 
 
 @triton.jit
-def kept(seed, drop_below, plane, i, start, BLOCK_N: tl.constexpr, KEY_AXIS: tl.constexpr):
+def kept(seed, drop_below, plane, i, start, BLOCK_N: tl.constexpr):
     """Which elements of a tile dropout keeps: Philox 4x32-10 of counter (j div 4, i, plane = b H + h, 0), word j mod 4.
 
     i and plane are (M,), the tile's keys are start.. and start is a multiple of 4.
@@ -139,8 +125,7 @@ def kept(seed, drop_below, plane, i, start, BLOCK_N: tl.constexpr, KEY_AXIS: tl.
     quad = start // 4 + tl.arange(0, BLOCK_N // 4)
     w0, w1, w2, w3 = tl.philox(tl.load(seed), quad[None, :], i[:, None], plane[:, None], 0)
     least = tl.full([], drop_below, tl.uint32)
-    keep = tl.interleave(tl.interleave(w0 >= least, w2 >= least), tl.interleave(w1 >= least, w3 >= least))
-    return keep if KEY_AXIS == 1 else tl.trans(keep)
+    return tl.interleave(tl.interleave(w0 >= least, w2 >= least), tl.interleave(w1 >= least, w3 >= least))
 
 
 @triton.jit
@@ -182,6 +167,6 @@ def load_lse2(lse, at, low, inside):
 
 
 @triton.jit
-def probabilities(s, late, lse2, lse2_low, KEY_AXIS: tl.constexpr):
+def probabilities(s, late, lse2, lse2_low):
     """2^(late s - lse2) of a tile, with the log-sum-exp in two parts (M,)."""
-    return tl.exp2((s * late - by_query(lse2, KEY_AXIS)) - by_query(lse2_low, KEY_AXIS))
+    return tl.exp2((s * late - lse2[:, None]) - lse2_low[:, None])
