@@ -84,17 +84,19 @@ def pair_gradients(
 
 @triton.jit
 def store_gradient(
-    g, dx, inverses, lift, rows, cols, stride, end, pairs,  # (chunk rows, stride); tiles; offsets in the chunk
+    g, dx, a_inverse, b_inverse, lift,  # (chunk rows, stride), a tile, (padded N,), (padded M,)
+    offs_m, offs_n, first_row, first_col, stride, chunk_rows,
     SYMMETRIC: tl.constexpr,
 ):  # fmt: skip
-    """A tile of G. Symmetric: only its ``pairs`` i <= j, and their mirror images where the chunk has them."""
-    value = (dx * (inverses * lift)).to(g.dtype.element_ty)
-    rows, cols = rows.to(tl.int64), cols.to(tl.int64)
+    """A tile of G. Symmetric: only its pairs i <= j, and their mirror images where the chunk has them."""
+    inverses = (tl.load(a_inverse + offs_m) * lift)[:, None] * tl.load(b_inverse + offs_n)[None, :]
+    value = (dx * inverses).to(g.dtype.element_ty)
+    rows, cols = (offs_m - first_row).to(tl.int64), (offs_n - first_col).to(tl.int64)
     at = g + rows[:, None] * stride + cols[None, :]
     if SYMMETRIC:
-        tl.store(at, value, mask=pairs)
-        if tl.min(cols, 0) < end:
-            mirrored = (rows[:, None] < cols[None, :]) & (cols < end)[None, :]
+        tl.store(at, value, mask=offs_m[:, None] <= offs_n[None, :])
+        if tl.min(cols, 0) < chunk_rows:
+            mirrored = (offs_m[:, None] < offs_n[None, :]) & (cols < chunk_rows)[None, :]
             tl.store(g + cols[None, :] * stride + rows[:, None], value, mask=mirrored)
     else:
         tl.store(at, value)

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from .pair_chunks import Chunk, pair_gradients, store_gradient
 from .pair_features import Side, feature_grad
-from .pair_tile import Labels, cosine_tile, load_labels, may_meet
+from .pair_tile import Labels, cosine_tile, is_special, marks_of, pair_marks
 from .precision import dot_precision
+
+NOWHERE = tl.constexpr(-1e38)  # z of a pair that is not there: no loss, no gradient
 
 
 @triton.jit
@@ -35,39 +37,37 @@ def log1p_unit(e):
 @triton.jit
 def pair_sigmoid_kernel(
     a, a_inverse, b, b_inverse, scale, bias,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,), (), ()
-    row_key, col_key,  # (N,), (M,); int64
+    row_key, col_key, row_key_ranges, col_key_ranges,  # (N,), (M,), (row tiles, 2), (column tiles, 2); int64
     g, sums,  # (chunk rows, stride_g) or None, (3, row tiles, column tiles): of the loss, dx c, dx
-    N, M, DIM, first_row, stride_g, plane, lift,  # plane: elements of one of the sums
+    N, M, DIM, first_row_tile, stride_g, plane, lift,  # plane: elements of one of the sums
     WITH_G: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of a chunk."""
-    row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
-    offs_m = first_row + row + tl.arange(0, BLOCK_M)
-    offs_n = col + tl.arange(0, BLOCK_N)
-    cosine, inverses = cosine_tile(
-        a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+    row_tile, col_tile = first_row_tile + tl.program_id(0), tl.program_id(1)
+    offs_m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    cosine = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
+    special = is_special(
+        row_key_ranges, col_key_ranges, None, None, row_tile, col_tile, N, M, False, False, BLOCK_M, BLOCK_N
     )
     z = cosine * tl.load(scale) + tl.load(bias)
-    rows_key, cols_key = load_labels(row_key, offs_m, N), load_labels(col_key, offs_n, M)
-    meets = may_meet(rows_key, cols_key)
-    if meets:
-        z = tl.where(rows_key[:, None] == cols_key[None, :], -z, z)
-    e = tl.exp(-tl.abs(z))
-    dx = tl.where(z < 0, e, 1.0) / (1.0 + e)
-    loss = tl.maximum(z, 0.0) + log1p_unit(e)
-    if meets:
-        dx = tl.where(rows_key[:, None] == cols_key[None, :], -dx, dx)
-    if (first_row + row + BLOCK_M > N) | (col + BLOCK_N > M):
-        there = (offs_m < N)[:, None] & (offs_n < M)[None, :]
-        dx = tl.where(there, dx, 0.0)
-        loss = tl.where(there, loss, 0.0)
+    if special:
+        positive, _, there = pair_marks(row_key, col_key, None, None, offs_m, offs_n, N, M, False, False, False)
+        z = tl.where(positive, -z, tl.where(there, z, NOWHERE))
     to = sums + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    tl.store(to, tl.sum(loss))
+    e = tl.exp(-tl.abs(z))
+    tl.store(to, tl.sum(tl.maximum(z, 0.0) + log1p_unit(e)))
+    dx = tl.where(z < 0, e, 1.0) / (1.0 + e)
+    if special:
+        positive, _, _ = pair_marks(row_key, col_key, None, None, offs_m, offs_n, N, M, False, False, False)
+        dx = tl.where(positive, -dx, dx)
     tl.store(to + plane, tl.sum(dx * cosine))
     tl.store(to + 2 * plane, tl.sum(dx))
     if WITH_G:
-        store_gradient(g, dx, inverses, lift, offs_m - first_row, offs_n, stride_g, 0, dx == dx, False)
+        store_gradient(
+            g, dx, a_inverse, b_inverse, lift, offs_m, offs_n, first_row_tile * BLOCK_M, 0, stride_g, 0, False
+        )
 
 
 def pair_sigmoid(
@@ -75,12 +75,14 @@ def pair_sigmoid(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
     """loss, da (N, D), db (M, D), float32, None where not needed, dscale and dbias; scalars are float64."""
 
+    marks = marks_of(keys, tile)
+
     def fill(chunk: Chunk) -> None:
         pair_sigmoid_kernel[chunk.grid](
             a.rows, a.inverse, b.rows, b.inverse, scale, bias,
-            *keys,
+            *marks,
             chunk.g, chunk.sums,
-            a.n, b.n, a.rows.shape[1], chunk.first_row, b.rows.shape[0], chunk.sums.stride(0), chunk.lift,
+            a.n, b.n, a.rows.shape[1], chunk.first_row // tile.block_m, b.rows.shape[0], chunk.sums.stride(0), chunk.lift,
             WITH_G=chunk.g is not None,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, PRECISION=dot_precision(a.rows.dtype),
             num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .pair_chunks import Chunk, pair_gradients, store_gradient
 from .pair_features import Side, feature_grad
-from .pair_tile import Labels, cosine_tile, load_labels, may_meet, pair_marks
+from .pair_tile import Labels, cosine_tile, is_special, marks_of, pair_marks
 from .precision import dot_precision
 
 
@@ -33,9 +33,9 @@ def load_line(values, count, offs, N, smoothing):
 
 
 @triton.jit
-def line_gradient(x, positive, hidden, reference, rest, share, target, uniform):
+def line_gradient(x, positive, visible, reference, rest, share, target, uniform):
     """dx times 1 + rest; lines' arguments are broadcast along them."""
-    e = tl.where(hidden, 0.0, tl.exp(x - reference))
+    e = tl.where(visible, tl.exp(x - reference), 0.0)
     wanted = tl.where(positive, target, 0.0) + uniform
     return (share * e - wanted) - wanted * rest
 
@@ -43,64 +43,57 @@ def line_gradient(x, positive, hidden, reference, rest, share, target, uniform):
 @triton.jit
 def pair_softmax_bwd_kernel(
     a, a_inverse, b, b_inverse, scale,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,), ()
-    row_key, col_key, row_skip, col_skip,  # (N,), (M,), (N,) or None, (M,) or None; int64
+    row_key, col_key, row_key_ranges, col_key_ranges,  # (N,), (M,), (row tiles, 2), (column tiles, 2); int64
+    row_skip, col_skip, row_skip_ranges, col_skip_ranges,  # likewise, or None
     row_values, row_count, col_values, col_count,  # (4, N), (N,), (4, M) or None, (M,) or None
     g, sums,  # (chunk rows, stride_g) or None, (1, row tiles, column tiles): of dx c
-    N, M, DIM, first_row, first_col, chunk_rows, stride_g, smoothing, col_weight, lift,
+    N, M, DIM, first_row_tile, first_col_tile, stride_g, chunk_rows, smoothing, col_weight, lift,
     WITH_COLS: tl.constexpr, SYMMETRIC: tl.constexpr, SMOOTH: tl.constexpr, WITH_G: tl.constexpr,
     HAS_SKIP: tl.constexpr, SKIP_POSITIVES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of a chunk."""
-    row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
-    offs_m = first_row + row + tl.arange(0, BLOCK_M)
-    offs_n = first_col + col + tl.arange(0, BLOCK_N)
+    row_tile, col_tile = first_row_tile + tl.program_id(0), first_col_tile + tl.program_id(1)
     if SYMMETRIC:
-        if first_col + col + BLOCK_N <= first_row + row:
+        if (col_tile + 1) * BLOCK_N <= row_tile * BLOCK_M:
             return
-    cosine, inverses = cosine_tile(
-        a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
-    )
+    offs_m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    cosine = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
     x = cosine * tl.load(scale)
-    rows_key, cols_key = load_labels(row_key, offs_m, N), load_labels(col_key, offs_n, M)
-    rows_skip, cols_skip = rows_key, cols_key
-    special = may_meet(rows_key, cols_key)
-    if HAS_SKIP:
-        rows_skip, cols_skip = load_labels(row_skip, offs_m, N), load_labels(col_skip, offs_n, M)
-        special = special | may_meet(rows_skip, cols_skip)
-    special = special | (first_row + row + BLOCK_M > N) | (first_col + col + BLOCK_N > M)
-    if SYMMETRIC:
-        special = special | (first_col + col < first_row + row + BLOCK_M)
-    reference, rest, share, target = load_line(row_values, row_count, offs_m, N, smoothing)
-    inverse = 1.0 / (1.0 + rest)
-    if WITH_COLS:
-        col_reference, col_rest, col_share, col_target = load_line(col_values, col_count, offs_n, M, smoothing)
-        col_inverse = col_weight / (1.0 + col_rest)
-    pairs = tl.full((BLOCK_M, BLOCK_N), True, tl.int1)
-    if SYMMETRIC:
-        pairs = offs_m[:, None] <= offs_n[None, :]
+    special = is_special(
+        row_key_ranges, col_key_ranges, row_skip_ranges, col_skip_ranges, row_tile, col_tile, N, M,
+        HAS_SKIP, SYMMETRIC, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
     if SMOOTH or special:
-        positive, hidden = pair_marks(rows_key, cols_key, rows_skip, cols_skip, HAS_SKIP, SKIP_POSITIVES)
-        dx = inverse[:, None] * line_gradient(
-            x, positive, hidden, reference[:, None], rest[:, None], share[:, None], target[:, None], smoothing / M
+        positive, visible, there = pair_marks(
+            row_key, col_key, row_skip, col_skip, offs_m, offs_n, N, M, HAS_SKIP, SKIP_POSITIVES, SYMMETRIC
         )
+        reference, rest, share, target = load_line(row_values, row_count, offs_m, N, smoothing)
+        dx = line_gradient(
+            x, positive, visible, reference[:, None], rest[:, None], share[:, None], target[:, None], smoothing / M
+        ) * (1.0 / (1.0 + rest))[:, None]  # fmt: skip
         if WITH_COLS:
-            dx += col_inverse[None, :] * line_gradient(
-                x, positive, hidden, col_reference[None, :], col_rest[None, :], col_share[None, :],
-                col_target[None, :], smoothing / N,
-            )  # fmt: skip
-        dx = tl.where((offs_m < N)[:, None] & (offs_n < M)[None, :] & pairs, dx, 0.0)
+            reference, rest, share, target = load_line(col_values, col_count, offs_n, M, smoothing)
+            dx += line_gradient(
+                x, positive, visible, reference[None, :], rest[None, :], share[None, :], target[None, :], smoothing / N
+            ) * (col_weight / (1.0 + rest))[None, :]  # fmt: skip
+        dx = tl.where(there, dx, 0.0)
     else:
-        dx = tl.exp(x - reference[:, None]) * (share * inverse)[:, None]
+        reference, rest, share, _ = load_line(row_values, row_count, offs_m, N, smoothing)
+        dx = tl.exp(x - reference[:, None]) * (share / (1.0 + rest))[:, None]
         if WITH_COLS:
-            dx += tl.exp(x - col_reference[None, :]) * (col_share * col_inverse)[None, :]
+            reference, rest, share, _ = load_line(col_values, col_count, offs_n, M, smoothing)
+            dx += tl.exp(x - reference[None, :]) * (col_weight * share / (1.0 + rest))[None, :]
     moment = dx * cosine
     if SYMMETRIC:
         moment = tl.where(offs_m[:, None] == offs_n[None, :], 0.5 * moment, moment)  # dx is both its parts there
     tl.store(sums + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(moment))
     if WITH_G:
-        store_gradient(g, dx, inverses, lift, offs_m - first_row, offs_n - first_col, stride_g, chunk_rows, pairs,
-                       SYMMETRIC)  # fmt: skip
+        store_gradient(
+            g, dx, a_inverse, b_inverse, lift, offs_m, offs_n, first_row_tile * BLOCK_M, first_col_tile * BLOCK_N,
+            stride_g, chunk_rows, SYMMETRIC,
+        )  # fmt: skip
 
 
 def pair_softmax_bwd(
@@ -116,14 +109,16 @@ def pair_softmax_bwd(
     if symmetric:
         cols, col_count = rows, row_count
 
+    key_marks, skip_marks = marks_of(keys, tile), marks_of(skips, tile)
+
     def fill(chunk: Chunk) -> None:
         pair_softmax_bwd_kernel[chunk.grid](
             a.rows, a.inverse, b.rows, b.inverse, scale,
-            *keys, *(skips or (None, None)),
+            *key_marks, *skip_marks,
             rows, row_count, cols, col_count,
             chunk.g, chunk.sums,
-            a.n, b.n, a.rows.shape[1], chunk.first_row, chunk.first_col,
-            chunk.sums.shape[1] * tile.block_m, chunk.sums.shape[2] * tile.block_n,
+            a.n, b.n, a.rows.shape[1], chunk.first_row // tile.block_m, chunk.first_col // tile.block_n,
+            chunk.grid[1] * tile.block_n, chunk.grid[0] * tile.block_m,
             label_smoothing, col_weight, chunk.lift,
             WITH_COLS=with_cols, SYMMETRIC=symmetric, SMOOTH=label_smoothing > 0, WITH_G=chunk.g is not None,
             HAS_SKIP=skips is not None, SKIP_POSITIVES=skip_positives,

@@ -1,9 +1,9 @@
 """Statistics of the rows and of the columns of x = scale c, both from one sweep of tiles.
 
 A line (row or column) keeps (top, rest): its largest visible logit so far, and the sum of exp(x - top) over the others, so
-that a line with one dominant logit keeps its tiny rest in full. Taking in a tile, new = max(top, max x):
+that a line with one dominant logit keeps its tiny rest in full. Two of them merge into
 
-    rest' = rest exp(top - new) + sum_{x < new} exp(x - new) + #{x = new} + (exp(top - new) - 1 if top < new)
+    top = max(top_1, top_2),   rest = sum_k rest_k exp(top_k - top) + exp(min(top_1, top_2) - top)
 
 A program owns a range of rows and a range of columns. Its rows' statistics go to `row_parts` of its column range, its
 columns' to `col_parts` of its row range, and a second kernel merges the parts in order: no atomics, and memory
@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .pair_features import Side
-from .pair_tile import Labels, cosine_tile, load_labels, may_meet, pair_marks
+from .pair_tile import Labels, cosine_tile, is_special, marks_of, pair_marks
 from .precision import dot_precision
 
 HIDDEN = tl.constexpr(-1e38)  # a logit that is left out, and the top of nothing
@@ -29,20 +29,34 @@ _TOP, _REST, _POSITIVE, _COUNT, _SUM = (tl.constexpr(i) for i in range(5))  # pl
 
 
 @triton.jit
-def take_in(x, top, rest, AXIS: tl.constexpr):
-    """The lines' (top, rest) with a tile of logits; lines run along AXIS."""
-    new = tl.maximum(top, tl.max(x, AXIS))
-    line = tl.expand_dims(new, AXIS)
-    others = tl.sum(tl.where(x < line, tl.exp(x - line), 0.0), AXIS)
-    equal = tl.sum((x == line).to(tl.float32), AXIS)
-    old = tl.exp(top - new)
-    return new, rest * old + others + tl.where(top < new, old + (equal - 1.0), equal)
+def sum_both(x, y, AXIS: tl.constexpr):
+    """Two sums along AXIS at once, so that what both are made of dies before the threads meet."""
+    return tl.split(tl.sum(tl.join(x, y), AXIS))
+
+
+@triton.jit
+def lines_of(x, AXIS: tl.constexpr):
+    """(top, rest) of the lines of a tile of logits, which run along AXIS."""
+    top = tl.max(x, AXIS)
+    line = tl.expand_dims(top, AXIS)
+    below = x < line
+    others, equal = sum_both(tl.where(below, tl.exp(x - line), 0.0), tl.where(below, 0.0, 1.0), AXIS)
+    return top, others + (equal - 1.0)
+
+
+@triton.jit
+def merge_lines(top, rest, other_top, other_rest):
+    """Two disjoint parts of the same lines as one."""
+    new = tl.maximum(top, other_top)
+    e, other_e = tl.exp(top - new), tl.exp(other_top - new)
+    return new, rest * e + other_rest * other_e + tl.minimum(e, other_e)
 
 
 @triton.jit
 def pair_softmax_fwd_kernel(
     a, a_inverse, b, b_inverse, scale,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,), ()
-    row_key, col_key, row_skip, col_skip,  # (N,), (M,), (N,) or None, (M,) or None; int64
+    row_key, col_key, row_key_ranges, col_key_ranges,  # (N,), (M,), (row tiles, 2), (column tiles, 2); int64
+    row_skip, col_skip, row_skip_ranges, col_skip_ranges,  # likewise, or None
     row_parts, col_parts,  # (4 or 5, parts, padded N), (4 or 5, parts, padded M) or None
     N, M, DIM, row_plane, col_plane, padded_n, padded_m,  # elements of a plane, of a part
     row_tiles, col_tiles,  # of a program
@@ -52,15 +66,10 @@ def pair_softmax_fwd_kernel(
 ):  # fmt: skip
     """Program (p, q): row tiles [p, p + 1) row_tiles and column tiles [q, q + 1) col_tiles."""
     row_range, col_range = tl.program_id(0), tl.program_id(1)
-    scale_value = tl.load(scale)
     last_row = tl.minimum((row_range + 1) * row_tiles, tl.cdiv(N, BLOCK_M))
     last_col = tl.minimum((col_range + 1) * col_tiles, tl.cdiv(M, BLOCK_N))
     for row_tile in range(row_range * row_tiles, last_row):
         offs_m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        rows_key = load_labels(row_key, offs_m, N)
-        rows_skip = rows_key
-        if HAS_SKIP:
-            rows_skip = load_labels(row_skip, offs_m, N)
         top = tl.full((BLOCK_M,), HIDDEN, tl.float32)
         rest = tl.zeros((BLOCK_M,), tl.float32)
         positive_sum = tl.zeros((BLOCK_M,), tl.float32)
@@ -71,57 +80,48 @@ def pair_softmax_fwd_kernel(
             first_col = tl.maximum(first_col, row_tile * BLOCK_M // BLOCK_N)
         for col_tile in range(first_col, last_col):
             offs_n = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-            cosine, _ = cosine_tile(
+            cosine = cosine_tile(
                 a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
             )
-            x = cosine * scale_value
-            cols_key = load_labels(col_key, offs_n, M)
-            cols_skip = cols_key
-            special = may_meet(rows_key, cols_key)
-            if HAS_SKIP:
-                cols_skip = load_labels(col_skip, offs_n, M)
-                special = special | may_meet(rows_skip, cols_skip)
-            special = special | ((row_tile + 1) * BLOCK_M > N) | ((col_tile + 1) * BLOCK_N > M) | UNIFORM
-            if SYMMETRIC:
-                special = special | (col_tile * BLOCK_N < (row_tile + 1) * BLOCK_M)
-            in_rows, in_cols = x, x
-            col_positive = tl.zeros((BLOCK_N,), tl.float32)
-            col_count = tl.zeros((BLOCK_N,), tl.float32)
-            col_total = tl.zeros((BLOCK_N,), tl.float32)
-            if special:
-                positive, hidden = pair_marks(rows_key, cols_key, rows_skip, cols_skip, HAS_SKIP, SKIP_POSITIVES)
-                there = (offs_m < N)[:, None] & (offs_n < M)[None, :]
-                there_cols = there
-                if SYMMETRIC:
-                    there_cols = there & (offs_m[:, None] < offs_n[None, :])
-                    there = there & (offs_m[:, None] <= offs_n[None, :])
-                in_rows = tl.where(there & (hidden == 0), x, HIDDEN)
-                positive_sum += tl.sum(tl.where(there & positive, x, 0.0), 1)
-                count += tl.sum((there & positive).to(tl.float32), 1)
+            x = cosine * tl.load(scale)
+            if WITH_COLS:
+                at = col_parts + row_range.to(tl.int64) * padded_m + offs_n
+            special = is_special(
+                row_key_ranges, col_key_ranges, row_skip_ranges, col_skip_ranges, row_tile, col_tile, N, M,
+                HAS_SKIP, SYMMETRIC, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+            if UNIFORM or special:
+                positive, visible, there = pair_marks(
+                    row_key, col_key, row_skip, col_skip, offs_m, offs_n, N, M, HAS_SKIP, SKIP_POSITIVES, SYMMETRIC
+                )
                 if UNIFORM:
                     total += tl.sum(tl.where(there, x, 0.0), 1)
+                    if WITH_COLS:
+                        add_to(at + _SUM * col_plane, tl.sum(tl.where(there, x, 0.0), 0))
+                x = tl.where(visible, x, HIDDEN)
+                row_positive, row_count = sum_both(tl.where(positive, x, 0.0), tl.where(positive, 1.0, 0.0), 1)
+                positive_sum += row_positive
+                count += row_count
                 if WITH_COLS:
-                    in_cols = tl.where(there_cols & (hidden == 0), x, HIDDEN)
-                    col_positive = tl.sum(tl.where(there_cols & positive, x, 0.0), 0)
-                    col_count = tl.sum((there_cols & positive).to(tl.float32), 0)
-                    if UNIFORM:
-                        col_total = tl.sum(tl.where(there_cols, x, 0.0), 0)
-            top, rest = take_in(in_rows, top, rest, 1)
+                    if SYMMETRIC:
+                        positive = positive & (offs_m[:, None] != offs_n[None, :])
+                    col_positive, col_count = sum_both(tl.where(positive, x, 0.0), tl.where(positive, 1.0, 0.0), 0)
+                    add_to(at + _POSITIVE * col_plane, col_positive)
+                    add_to(at + _COUNT * col_plane, col_count)
+            tile_top, tile_rest = lines_of(x, 1)
+            top, rest = merge_lines(top, rest, tile_top, tile_rest)
             if WITH_COLS:
-                to = col_parts + row_range.to(tl.int64) * padded_m + offs_n
-                tl.debug_barrier()  # threads that wrote a part for the row tile before are not those that read it now
-                col_top, col_rest = take_in(in_cols, tl.load(to + _TOP * col_plane), tl.load(to + _REST * col_plane), 0)
-                col_positive += tl.load(to + _POSITIVE * col_plane)
-                col_count += tl.load(to + _COUNT * col_plane)
-                if UNIFORM:
-                    col_total += tl.load(to + _SUM * col_plane)
+                if SYMMETRIC:
+                    if special:
+                        x = tl.where(offs_m[:, None] < offs_n[None, :], x, HIDDEN)
+                tile_top, tile_rest = lines_of(x, 0)
+                tl.debug_barrier()  # the threads that wrote a part for the row tile before are not those that read it
+                col_top, col_rest = merge_lines(
+                    tl.load(at + _TOP * col_plane), tl.load(at + _REST * col_plane), tile_top, tile_rest
+                )
                 tl.debug_barrier()
-                tl.store(to + _TOP * col_plane, col_top)
-                tl.store(to + _REST * col_plane, col_rest)
-                tl.store(to + _POSITIVE * col_plane, col_positive)
-                tl.store(to + _COUNT * col_plane, col_count)
-                if UNIFORM:
-                    tl.store(to + _SUM * col_plane, col_total)
+                tl.store(at + _TOP * col_plane, col_top)
+                tl.store(at + _REST * col_plane, col_rest)
         to = row_parts + col_range.to(tl.int64) * padded_n + offs_m
         tl.store(to + _TOP * row_plane, top)
         tl.store(to + _REST * row_plane, rest)
@@ -129,6 +129,15 @@ def pair_softmax_fwd_kernel(
         tl.store(to + _COUNT * row_plane, count)
         if UNIFORM:
             tl.store(to + _SUM * row_plane, total)
+
+
+@triton.jit
+def add_to(at, value):
+    """Adds to a program's own part of columns."""
+    tl.debug_barrier()  # as in the kernel
+    sum = tl.load(at) + value
+    tl.debug_barrier()
+    tl.store(at, sum)
 
 
 @triton.jit
@@ -152,9 +161,9 @@ def pair_statistics_kernel(
         at = parts + offs_p.to(tl.int64)[:, None] * padded_n + offs_n[None, :]
         tops = tl.load(at + _TOP * plane, mask=mask, other=HIDDEN)
         rests = tl.load(at + _REST * plane, mask=mask, other=0.0)
-        below = tl.sum(rests * tl.exp(tops - tl.maximum(top, tl.max(tops, 0))[None, :]), 0)
-        top, rest = take_in(tops, top, rest, 0)
-        rest += below
+        tile_top, tile_rest = lines_of(tops, 0)
+        tile_rest += tl.sum(rests * tl.exp(tops - tile_top[None, :]), 0)
+        top, rest = merge_lines(top, rest, tile_top, tile_rest)
         positive_sum += tl.sum(tl.load(at + _POSITIVE * plane, mask=mask, other=0.0).to(tl.float64), 0)
         positives += tl.sum(tl.load(at + _COUNT * plane, mask=mask, other=0.0).to(tl.int32), 0)
         if UNIFORM:
@@ -186,7 +195,7 @@ def pair_softmax_fwd(
     col_parts = row_parts[:, col_ranges:] if symmetric else _nothing(b, row_ranges, uniform) if both else None
     pair_softmax_fwd_kernel[(row_ranges, col_ranges)](
         a.rows, a.inverse, b.rows, b.inverse, scale,
-        *keys, *(skips or (None, None)),
+        *marks_of(keys, tile), *marks_of(skips, tile),
         row_parts, col_parts,
         a.n, b.n, a.rows.shape[1],
         row_parts.stride(0), 0 if col_parts is None else col_parts.stride(0), a.rows.shape[0], b.rows.shape[0],

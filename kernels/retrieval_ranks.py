@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .pair_features import Side
-from .pair_tile import cosine_tile
+from .pair_tile import cosine_tile, product_tile
 from .precision import dot_precision
 from .retrieval_keys import NO_KEY, order_keys
 
@@ -39,8 +39,8 @@ def retrieval_best_kernel(
     for step in range(0, tl.max(end - at, 0)):
         index = tl.load(positives + at + step, mask=at + step < end, other=-1)
         col = tl.maximum(index, 0)
-        tile, _ = cosine_tile(a, a_inverse, offs_m, b, b_inverse, col, DIM, BLOCK, BLOCK, BLOCK_D, PRECISION)
-        score = tl.sum(tl.where(own, tile, 0.0), 1)
+        product = product_tile(a, offs_m, b, col, DIM, BLOCK, BLOCK, BLOCK_D, PRECISION)
+        score = tl.sum(tl.where(own, product, 0.0), 1) * (tl.load(a_inverse + offs_m) * tl.load(b_inverse + col))
         top = tl.maximum(top, tl.where(index < 0, NO_KEY, order_keys(score, col)))
     tl.store(best + offs_m, top)
 
@@ -59,7 +59,9 @@ def retrieval_ranks_kernel(
     first_tile = tl.program_id(1) * col_tiles
     for col_tile in range(first_tile, tl.minimum(first_tile + col_tiles, tl.cdiv(M, BLOCK_N))):
         offs_n = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        scores, _ = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
+        scores = cosine_tile(
+            a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+        )
         before = (order_keys(scores, offs_n[None, :]) > own) & (offs_n < M)[None, :]
         count += tl.sum(before.to(tl.int32), 1)
     tl.store(ahead + tl.program_id(1).to(tl.int64) * padded_n + offs_m, count)

@@ -37,7 +37,9 @@ def retrieval_list_kernel(
     first = tl.program_id(1) * col_tiles
     for col_tile in range(first, tl.minimum(first + col_tiles, tl.cdiv(M, BLOCK_N))):
         offs_n = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        scores, _ = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
+        scores = cosine_tile(
+            a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+        )
         keys = tl.where((offs_n < M)[None, :], order_keys(scores, offs_n[None, :]), NO_KEY)
         top = tl.max(keys, 1)
         while tl.max((top > least).to(tl.int32), 0) > 0:
@@ -61,7 +63,7 @@ def retrieval_keys_kernel(
     offs_r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_m = first + tl.minimum(offs_r, rows - 1)
-    scores, _ = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
+    scores = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
     value = tl.where((offs_n < M)[None, :], order_keys(scores, offs_n[None, :]), NO_KEY)
     tl.store(keys + offs_r.to(tl.int64)[:, None] * padded_m + offs_n[None, :], value, mask=(offs_r < rows)[:, None])
 
