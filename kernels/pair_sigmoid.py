@@ -1,7 +1,7 @@
 """Sigmoid loss over all pairs, its gradients in the same sweep. x_ij = scale c_ij + bias, z = -label x:
 
-loss = sum softplus(z),   softplus(z) = max(z, 0) + log1p(e),   e = exp(-|z|)
-dx   = -label sigmoid(z),     sigmoid(z) = (z < 0 ? e : 1) / (1 + e)
+    loss = sum softplus(z),   softplus(z) = max(z, 0) + log1p(e),   e = exp(-|z|)
+    dx   = -label sigmoid(z),     sigmoid(z) = (z < 0 ? e : 1) / (1 + e)
 """
 
 from __future__ import annotations

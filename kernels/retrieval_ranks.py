@@ -67,7 +67,9 @@ def retrieval_ranks_kernel(
     tl.store(ahead + tl.program_id(1).to(tl.int64) * padded_n + offs_m, count)
 
 
-def retrieval_ranks(queries: Side, keys: Side, positives: Tensor, first: Tensor, last: Tensor, tile: Any) -> Tensor:
+def retrieval_ranks(
+    queries: Side, keys: Side, positives: Tensor, first: Tensor, last: Tensor, tile: Any
+) -> Tensor:
     """(N,) int64; the number of keys for a query without a positive. The tile is square."""
     padded_n = queries.rows.shape[0]
     row_tiles, all_cols = padded_n // tile.block_m, triton.cdiv(keys.n, tile.block_n)
