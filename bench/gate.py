@@ -29,7 +29,7 @@ from fastfuse.tuning.records import sources_hash
 from fastfuse.tuning.tiles import Rule, tile
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-QUICK_DTYPES = (torch.bfloat16, torch.float32)
+QUICK_DTYPES = {80: DTYPES[:1], 90: (torch.bfloat16, torch.float32), 100: DTYPES[:1]}
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance" / "triton-static.md"
 
 
@@ -75,7 +75,7 @@ def _rules_reached() -> Iterator[set[Rule]]:
 
 @click.command()
 @click.option("--arch", "archs", type=click.Choice([str(arch) for arch in ARCHS]), multiple=True, help="Only for this.")
-@click.option("--quick", is_flag=True, help="One head dim, bfloat16 and float32.")
+@click.option("--quick", is_flag=True, help="One head dim, bfloat16, and float32 for sm_90.")
 @click.option("-k", "keyword", default="", help="Only kernels whose names hold this.")
 @click.option("--jobs", default=2, help="Compilers at once.")
 @click.option("--write", is_flag=True, help=f"Write the table to {DOCUMENT.name}.")
@@ -83,7 +83,9 @@ def main(archs: tuple[str, ...], quick: bool, keyword: str, jobs: int, write: bo
     """Compile, complain, tell."""
     start = time.perf_counter()
     recorded = [
-        record(arch, dtype, quick) for arch in map(int, archs or ARCHS) for dtype in (QUICK_DTYPES if quick else DTYPES)
+        record(arch, dtype, quick)
+        for arch in map(int, archs or ARCHS)
+        for dtype in (QUICK_DTYPES[arch] if quick else DTYPES)
     ]
     limits = {launch: limit for part in recorded for launch, limit in part.launches.items() if keyword in launch.kernel}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
