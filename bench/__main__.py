@@ -32,20 +32,25 @@ def main(context: click.Context, keyword: str, device: str, seconds: float) -> N
     machine.use(device)
     if context.invoked_subcommand:
         return
-    results = measure(keyword, seconds)
+    results, code = measure(keyword, seconds)
     show(results)
-    if not keyword and device != "interpreter":  # whose times mean nothing
+    if not keyword and code and device == "cpu":
+        click.echo(f"{len(results.rows)} cases, not kept: others failed")
+    elif not keyword and device != "interpreter":  # whose times mean nothing
         save(results)
         click.echo(f"{len(results.rows)} cases, written to {results.path.relative_to(ROOT)}")
     else:
         click.echo(f"{len(results.rows)} cases, not kept")
+    sys.exit(code)
 
 
 @main.command()
 def compare() -> None:
     """Time every case again and flag each whose ratio to the best peer fell since the last commit of the results."""
-    results = measure("")
+    results, code = measure("")
     show(results)
+    if code:
+        sys.exit(code)
     committed = last_committed(results)
     if committed is None:
         sys.exit(f"no committed results in {results.path.parent.relative_to(ROOT)} to compare with")
@@ -69,16 +74,18 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def measure(keyword: str, seconds: float = float("inf")) -> Results:
+def measure(keyword: str, seconds: float = float("inf")) -> tuple[Results, int]:
+    """The cases that were timed, and pytest's exit code: 0 also where the time was over before the rest."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "benchmark.json")
         options = ["-q", "-k", keyword, "-p", "no:xdist", "-p", "no:warnings", "--benchmark-quiet"]
         boxed = TimeBox(time.monotonic() + seconds)
-        code = pytest.main([str(FOLDER.parent), *options, f"--benchmark-json={path}"], plugins=[boxed])
-        if code and not (boxed.is_over and code == pytest.ExitCode.INTERRUPTED):
-            sys.exit(int(code))
+        code = int(pytest.main([str(FOLDER.parent), *options, f"--benchmark-json={path}"], plugins=[boxed]))
+        if not path.exists() or not path.stat().st_size:
+            sys.exit(code)
         runs = json.loads(path.read_text())["benchmarks"]
-    return Results.of([Row(**run["extra_info"]) for run in runs])
+    rows = [Row(**run["extra_info"]) for run in runs if run["extra_info"]]
+    return Results.of(rows), 0 if boxed.is_over and code == pytest.ExitCode.INTERRUPTED else code
 
 
 @dataclass

@@ -140,7 +140,8 @@ def _cut(report: Report) -> str:
     blocks = " x ".join(
         str(value) for name, value in report.constants.items() if name.startswith("BLOCK_") and isinstance(value, int)
     )
-    return f"{blocks}, {report.num_warps} warps, {report.num_stages} stages"
+    warps = f"{report.num_warps} warps, {report.num_stages} stages"
+    return f"{blocks}, {warps}" if blocks else warps
 
 
 def _worst(reports: list[Report]) -> tuple[str, ...]:

@@ -60,30 +60,35 @@ def eager_attention(
     return out if gate is None else out * gate.tanh()[:, None, None]
 
 
+def _wide(t: Tensor) -> Tensor:
+    """Losses are summed in float32, and the truth in its float64."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
 def clip_dense(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """As open_clip's ClipLoss: both directions from one matrix of logits."""
-    logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    logits = _wide(scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T)
     labels = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits.float(), labels) + F.cross_entropy(logits.float().T, labels)) / 2
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
 def info_nce_dense(query: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
     """One direction of clip_dense."""
-    logits = scale * F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T
-    return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
+    logits = _wide(scale * F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
 def siglip_dense(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """As open_clip's SigLipLoss."""
     logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T + bias
     signs = 2 * torch.eye(len(logits), device=logits.device, dtype=logits.dtype) - 1
-    return -F.logsigmoid(signs * logits).float().sum() / len(logits)
+    return -_wide(F.logsigmoid(signs * logits)).sum() / len(logits)
 
 
 def nt_xent_dense(z1: Tensor, z2: Tensor, scale: Tensor) -> Tensor:
     """SimCLR's loss: each row's positive is the other view, the row itself leaves the denominator."""
     z, n = F.normalize(torch.cat([z1, z2]), dim=-1), len(z1)
-    logits = (scale * z @ z.T).float().fill_diagonal_(-torch.inf)
+    logits = _wide(scale * z @ z.T).fill_diagonal_(-torch.inf)
     return F.cross_entropy(logits, torch.arange(2 * n, device=z.device).roll(n))
 
 

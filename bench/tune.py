@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Call = Callable[[], object]
 GAIN = 0.97  # of the present time; less is within the noise
 ROUNDS = 7
+MOST = 10  # candidates that are timed for a problem
 DTYPES = {2: torch.bfloat16, 4: torch.float32}  # by bytes
 
 
@@ -266,7 +267,8 @@ def _static_search(pool: ProcessPoolExecutor, problem: Problem, rule: Rule) -> b
 def _timed_search(pool: ProcessPoolExecutor, problem: Problem, rule: Rule, rehearsal: bool) -> bool:
     """Times the candidates beside the present cut, and gives the fastest a rule."""
     others = [tile for tile in candidates(problem.kernel, problem.itemsize) if tile != rule.tile]
-    others = sorted(others, key=promise, reverse=True)[-1 if rehearsal else 0 :]
+    others = sorted(others, key=promise, reverse=True)
+    others = others[-1:] if rehearsal else others[:MOST]
     able = legal(pool, problem, others)
     times = {tile: seconds_of(problem, tile, rehearsal) for tile in [rule.tile, *able]}
     for tile, taken in sorted(times.items(), key=lambda item: item[1]):
