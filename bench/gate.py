@@ -84,7 +84,7 @@ def main(archs: tuple[str, ...], quick: bool, keyword: str, jobs: int, write: bo
     start = time.perf_counter()
     recorded = [
         record(arch, dtype, quick)
-        for arch in map(int, archs or ARCHS)
+        for arch in [int(arch) for arch in archs] or ARCHS
         for dtype in (QUICK_DTYPES[arch] if quick else DTYPES)
     ]
     limits = {launch: limit for part in recorded for launch, limit in part.launches.items() if keyword in launch.kernel}
