@@ -20,7 +20,7 @@ from torch import Tensor
 from .attention_gradient import gradient_tile, query_terms
 from .attention_problem import AttentionProblem
 from .attention_sums import attention_dbias
-from .attention_tile import bias_rows, gather_rows, key_tiles, load_rows, span_ends
+from .attention_tile import LOG2_E, bias_rows, gather_rows, key_tiles, load_rows, span_ends
 
 _SCAN = 1024  # queries whose spans are looked at in one go
 
@@ -106,7 +106,7 @@ def attention_dq_kernel(
         v += b64 * stride_vb + kv_head64 * stride_vh
         if bias is not None:
             bias = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, head, i)
-        late = unit if PLAIN else 1.0
+        late = unit if PLAIN else LOG2_E
         first, full_first, full_end, end = key_tiles(first_key, end_key, BLOCK_N)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         for tile in range(full_first, full_end):
@@ -188,7 +188,7 @@ def attention_dkdv_kernel(
     v += b64 * stride_vb + kv_head64 * stride_vh + start64 * stride_vn
     keys = load_rows(k, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, True)
     values = load_rows(v, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, True)
-    late = unit if PLAIN else 1.0
+    late = unit if PLAIN else LOG2_E
     first, last = _queries_that_see(lo, hi, stride_sb, stride_sm, b, Sq, Sk, start, start + BLOCK_N, BLOCK_M, SCAN)
 
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)

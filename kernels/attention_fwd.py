@@ -123,7 +123,7 @@ def attention_fwd_kernel(
     if bias is not None:
         bias = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, head, i)
     plane = b * H + head
-    late = unit if PLAIN else 1.0
+    late = unit if PLAIN else LOG2_E
 
     m = tl.full([BLOCK_M], -INF, tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)

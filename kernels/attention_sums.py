@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .attention_gradient import gradient_tile, query_terms
 from .attention_problem import AttentionProblem
-from .attention_tile import bias_rows, gather_rows, load_lse2, load_rows, probabilities, scores, span_ends
+from .attention_tile import LOG2_E, bias_rows, gather_rows, load_lse2, load_rows, probabilities, scores, span_ends
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def attention_sums_kernel(
     row = i
     i = tl.minimum(i, Sq - 1)
     i64 = tl.cast(i, tl.int64)
-    late = unit if PLAIN else 1.0
+    late = unit if PLAIN else LOG2_E
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     share_of_pairs = tl.cdiv(inner_b * inner_h, parts)
     for pair in range(part * share_of_pairs, tl.minimum((part + 1) * share_of_pairs, inner_b * inner_h)):

@@ -2,8 +2,8 @@
 
     x = q k^T                                                   the products of a tile
     s = x                                                       PLAIN: no softcap, no float bias, scale > 0
-    s = log2(e) (softcap tanh(scale x / softcap) + bias)        else; hidden keys are -inf in either case
-    p = 2^(late s - lse2),  late = scale log2(e) where PLAIN, else 1
+    s = softcap tanh(scale x / softcap) + bias                  else; hidden keys are -inf in either case
+    p = 2^(late s - lse2),  late = scale log2(e) where PLAIN, else log2(e)
 
 Exponents are to the base 2, with the scale folded in; the multiplication by `late` shares an FMA with the subtraction.
 
@@ -93,8 +93,8 @@ def scores(
     start,  # first key of the tile
     first_key, end_key,  # (M,): what each query sees
     Sk,
-    unit,  # scale log2(e), or scale / softcap
-    softcap,  # softcap log2(e), or None
+    unit,  # scale, or scale / softcap
+    softcap,  # or None
     PLAIN: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -109,7 +109,7 @@ def scores(
     if bias is not None:
         pointers = (bias + tl.cast(start, tl.int64) * stride_bn)[:, None] + (key - start) * stride_bn
         added = tl.load(pointers, mask=key < Sk, other=0) if MASKED else tl.load(pointers)
-        x = tl.where(added, x, -INF) if added.dtype.is_int() else x + added.to(tl.float32) * LOG2_E
+        x = tl.where(added, x, -INF) if added.dtype.is_int() else x + added.to(tl.float32)
     if MASKED:
         visible = (key >= first_key[:, None]) & (key < end_key[:, None])
         x = tl.where(visible, x, -INF)
