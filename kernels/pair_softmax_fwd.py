@@ -66,6 +66,7 @@ def pair_softmax_fwd_kernel(
 ):  # fmt: skip
     """Program (p, q): row tiles [p, p + 1) row_tiles and column tiles [q, q + 1) col_tiles."""
     row_range, col_range = tl.program_id(0), tl.program_id(1)
+    row_plane, col_plane = row_plane.to(tl.int64), col_plane.to(tl.int64)
     last_row = tl.minimum((row_range + 1) * row_tiles, tl.cdiv(N, BLOCK_M))
     last_col = tl.minimum((col_range + 1) * col_tiles, tl.cdiv(M, BLOCK_N))
     for row_tile in range(row_range * row_tiles, last_row):
@@ -150,6 +151,7 @@ def pair_statistics_kernel(
     """A block of lines: their parts merged in order. What is no line's own logit is summed in float64."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     there = offs_n < N
+    plane = plane.to(tl.int64)
     top = tl.full((BLOCK_N,), HIDDEN, tl.float32)
     rest = tl.zeros((BLOCK_N,), tl.float32)
     positive_sum = tl.zeros((BLOCK_N,), tl.float64)
