@@ -87,9 +87,9 @@ def calls(arch: int, dtype: torch.dtype, quick: bool) -> Iterator[Call]:
 
 
 def hardest(kernel: str, dim: int, dtype: torch.dtype) -> list[Call]:
-    """Calls that need most of a kernel of these rules."""
+    """Calls that need the least and the most of a kernel of these rules, the most first."""
     if family(kernel) == "attention":
-        return [partial(attention, case, dtype) for case in attention_of(dim)[1:]]
+        return [partial(attention, case, dtype) for case in reversed(attention_of(dim))]
     losses = [partial(contrastive, loss, dtype) for loss in pairs_of(dim)[1:]]
     return [*losses, partial(retrieval, dim, dtype)]
 

@@ -138,13 +138,13 @@ def _job(problem: Problem, small: bool) -> Call:
 
 def _attention(problem: Problem, device: str, small: bool) -> Call:
     B, H, Sq, Sk = (1, 1, 64, 64) if small else (8, 16, 1024, 1024)
-    few = problem.kernel == "attention_decode"
-    sums = problem.kernel == "attention_sums"
-    Sq, Sk = (1, 8 * Sk) if few else (Sq, Sk)
-    case = AttentionCase("tune", B=B, H=H, Sq=Sq, Sk=Sk, D=problem.dim, bias="1 H Sq Sk" if sums else None)
+    kernel, _, modified = problem.kernel.partition("_modified")
+    Sq, Sk = (1, 8 * Sk) if kernel == "attention_decode" else (Sq, Sk)
+    bias = "1 H Sq Sk" if kernel == "attention_sums" or modified else None
+    case = AttentionCase("tune", B=B, H=H, Sq=Sq, Sk=Sk, D=problem.dim, bias=bias)
     inputs = make_inputs(case, problem.dtype, device)
     leaves: dict[str, Tensor] = inputs.leaves
-    wanted = {"attention_dq": ["q"], "attention_dkdv": ["k", "v"], "attention_sums": ["bias"]}.get(problem.kernel)
+    wanted = {"attention_dq": ["q"], "attention_dkdv": ["k", "v"], "attention_sums": ["bias"]}.get(kernel)
     if wanted is None:
         values = {name: leaf.detach() for name, leaf in leaves.items()}
         return lambda: ff.cross_attention(**values, backend="triton")

@@ -1,12 +1,13 @@
 """Gradients of both sides from the gradient of the logits, chunk by chunk of rows.
 
-A kernel writes one chunk of G_ij = lift inverse_i inverse_j dx_ij in the features' dtype, two plain products take it in:
+A kernel writes one chunk of G_ij = lift inverse_i inverse_j dx_ij in the features' dtype; two plain products take it
+in:
 
     t_a[chunk] += G b,   t_b += G^T a[chunk]
 
-The scale and 1 / N stay out of G, and lift, a power of two, brings it into the upper part of float16's range. Symmetric:
-a chunk holds its rows' pairs with themselves, both ways, and with the columns beyond it, which stand for their mirror
-images too.
+The scale and 1 / N stay out of G, and lift, a power of two, brings it into the upper part of float16's range.
+Symmetric: a chunk holds its rows' pairs with themselves, both ways, and with the columns beyond it, which stand for
+their mirror images too.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def pair_gradients(
 ) -> Gradients:
     """Sweeps all chunks. Symmetric where b is a. largest: no dx is larger in size."""
     symmetric = a is b
-    lift = 2.0 ** (15 - int(largest).bit_length())
+    lift = 2.0 ** (15 - int(largest).bit_length())  # dx lift < 2^15
     block = max(tile.block_m, tile.block_n)
     padded_n, padded_m = a.rows.shape[0], b.rows.shape[0]
     size = max(block, CHUNK_BYTES // (padded_m * a.rows.element_size()) // block * block)

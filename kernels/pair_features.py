@@ -3,8 +3,9 @@
     c_ij = inverse_i inverse_j (rows_i . rows_j)            the cosine of features i and j, or their product
     rows_i = factor_i x_i
 
-float32: rows are normalised, each element rounded once; inverse is 1. 16 bits: factor is the power of two that brings the
-norm into [1, 2), so that rows are exact and no product leaves the range; the rest of the norm is applied to the product.
+float32: rows are normalised, each element rounded once; inverse is 1. 16 bits: factor is the power of two that brings
+the norm into [1, 2), so that rows are exact and no product leaves the range; the rest of the norm is applied to the
+product.
 
 The gradient of x_i from t_i = inverse_i sum_j dx_ij inverse_j rows_j:
 

@@ -1,7 +1,7 @@
 """Sigmoid loss over all pairs, its gradients in the same sweep. x_ij = scale c_ij + bias, z = -label x:
 
-    loss = sum softplus(z),   softplus(z) = max(z, 0) + log1p(e),   e = exp(-|z|)
-    dx   = -label sigmoid(z),     sigmoid(z) = (z < 0 ? e : 1) / (1 + e)
+loss = sum softplus(z),   softplus(z) = max(z, 0) + log1p(e),   e = exp(-|z|)
+dx   = -label sigmoid(z),     sigmoid(z) = (z < 0 ? e : 1) / (1 + e)
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ def pair_sigmoid(
     a: Side, b: Side, scale: Tensor, bias: Tensor, keys: Labels, needs: list[bool], tile: Any
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
     """loss, da (N, D), db (M, D), float32, None where not needed, dscale and dbias; scalars are float64."""
-
     marks = marks_of(keys, tile)
 
     def fill(chunk: Chunk) -> None:
@@ -82,7 +81,8 @@ def pair_sigmoid(
             a.rows, a.inverse, b.rows, b.inverse, scale, bias,
             *marks,
             chunk.g, chunk.sums,
-            a.n, b.n, a.rows.shape[1], chunk.first_row // tile.block_m, b.rows.shape[0], chunk.sums.stride(0), chunk.lift,
+            a.n, b.n, a.rows.shape[1], chunk.first_row // tile.block_m,
+            b.rows.shape[0], chunk.sums.stride(0), chunk.lift,
             WITH_G=chunk.g is not None,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, PRECISION=dot_precision(a.rows.dtype),
             num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,

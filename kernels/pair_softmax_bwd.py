@@ -1,6 +1,7 @@
 """Gradients of the softmax losses from the statistics, x_ij = scale c_ij. Row i's part of dx, and likewise column j's:
 
-    dx_ij = share softmax_ij - target_ij = ((share e - target) - target rest_i) / (1 + rest_i),   e = exp(x_ij - reference_i)
+    dx_ij = share softmax_ij - target_ij = ((share e - target) - target rest_i) / (1 + rest_i)
+    e = exp(x_ij - reference_i)
     share = (1 - s) [row i has a positive] + s,   target = (1 - s) positive_ij / count_i + s / M,   s = label_smoothing
 
 in which share e - target cancels exactly where a positive dominates. Columns count N / M.
@@ -54,9 +55,8 @@ def pair_softmax_bwd_kernel(
 ):  # fmt: skip
     """One tile of a chunk."""
     row_tile, col_tile = first_row_tile + tl.program_id(0), first_col_tile + tl.program_id(1)
-    if SYMMETRIC:
-        if (col_tile + 1) * BLOCK_N <= row_tile * BLOCK_M:
-            return
+    if SYMMETRIC and (col_tile + 1) * BLOCK_N <= row_tile * BLOCK_M:
+        return
     offs_m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     cosine = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)

@@ -1,12 +1,12 @@
 """Statistics of the rows and of the columns of x = scale c, both from one sweep of tiles.
 
-A line (row or column) keeps (top, rest): its largest visible logit so far, and the sum of exp(x - top) over the others, so
-that a line with one dominant logit keeps its tiny rest in full. Two of them merge into
+A line (row or column) keeps (top, rest): its largest visible logit so far, and the sum of exp(x - top) over the others,
+so that a line with one dominant logit keeps its tiny rest in full. Two of them merge into
 
     top = max(top_1, top_2),   rest = sum_k rest_k exp(top_k - top) + exp(min(top_1, top_2) - top)
 
 A program owns a range of rows and a range of columns. Its rows' statistics go to `row_parts` of its column range, its
-columns' to `col_parts` of its row range, and a second kernel merges the parts in order: no atomics, and memory
+columns' to `col_parts` of its row range, and a second kernel merges the parts in order: no atomics, memory
 O((N + M) parts). Symmetric (b is a): a pair i <= j is visited once, and is in row i and, unless i = j, in column j.
 """
 
@@ -66,6 +66,7 @@ def pair_softmax_fwd_kernel(
 ):  # fmt: skip
     """Program (p, q): row tiles [p, p + 1) row_tiles and column tiles [q, q + 1) col_tiles."""
     row_range, col_range = tl.program_id(0), tl.program_id(1)
+    row_plane, col_plane = row_plane.to(tl.int64), col_plane.to(tl.int64)
     last_row = tl.minimum((row_range + 1) * row_tiles, tl.cdiv(N, BLOCK_M))
     last_col = tl.minimum((col_range + 1) * col_tiles, tl.cdiv(M, BLOCK_N))
     for row_tile in range(row_range * row_tiles, last_row):
@@ -80,9 +81,7 @@ def pair_softmax_fwd_kernel(
             first_col = tl.maximum(first_col, row_tile * BLOCK_M // BLOCK_N)
         for col_tile in range(first_col, last_col):
             offs_n = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-            cosine = cosine_tile(
-                a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
-            )
+            cosine = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
             x = cosine * tl.load(scale)
             if WITH_COLS:
                 at = col_parts + row_range.to(tl.int64) * padded_m + offs_n
@@ -90,30 +89,32 @@ def pair_softmax_fwd_kernel(
                 row_key_ranges, col_key_ranges, row_skip_ranges, col_skip_ranges, row_tile, col_tile, N, M,
                 HAS_SKIP, SYMMETRIC, BLOCK_M, BLOCK_N,
             )  # fmt: skip
-            if UNIFORM or special:
-                positive, visible, there = pair_marks(
+            if UNIFORM:  # beyond the ends x is 0
+                total += tl.sum(tl.where(offs_m[:, None] <= offs_n[None, :], x, 0.0) if SYMMETRIC else x, 1)
+                if WITH_COLS:
+                    others = tl.where(offs_m[:, None] < offs_n[None, :], x, 0.0) if SYMMETRIC else x
+                    add_to(at + _SUM * col_plane, tl.sum(others, 0))
+            if special:
+                positive, visible, _ = pair_marks(
                     row_key, col_key, row_skip, col_skip, offs_m, offs_n, N, M, HAS_SKIP, SKIP_POSITIVES, SYMMETRIC
                 )
-                if UNIFORM:
-                    total += tl.sum(tl.where(there, x, 0.0), 1)
-                    if WITH_COLS:
-                        add_to(at + _SUM * col_plane, tl.sum(tl.where(there, x, 0.0), 0))
                 x = tl.where(visible, x, HIDDEN)
                 row_positive, row_count = sum_both(tl.where(positive, x, 0.0), tl.where(positive, 1.0, 0.0), 1)
                 positive_sum += row_positive
                 count += row_count
-                if WITH_COLS:
-                    if SYMMETRIC:
-                        positive = positive & (offs_m[:, None] != offs_n[None, :])
-                    col_positive, col_count = sum_both(tl.where(positive, x, 0.0), tl.where(positive, 1.0, 0.0), 0)
-                    add_to(at + _POSITIVE * col_plane, col_positive)
-                    add_to(at + _COUNT * col_plane, col_count)
             tile_top, tile_rest = lines_of(x, 1)
             top, rest = merge_lines(top, rest, tile_top, tile_rest)
             if WITH_COLS:
-                if SYMMETRIC:
-                    if special:
-                        x = tl.where(offs_m[:, None] < offs_n[None, :], x, HIDDEN)
+                if special:
+                    positive, _, _ = pair_marks(
+                        row_key, col_key, row_skip, col_skip, offs_m, offs_n, N, M, HAS_SKIP, SKIP_POSITIVES, SYMMETRIC
+                    )
+                    if SYMMETRIC:
+                        positive = positive & (offs_m[:, None] != offs_n[None, :])
+                        x = tl.where(offs_m[:, None] != offs_n[None, :], x, HIDDEN)
+                    col_positive, col_count = sum_both(tl.where(positive, x, 0.0), tl.where(positive, 1.0, 0.0), 0)
+                    add_to(at + _POSITIVE * col_plane, col_positive)
+                    add_to(at + _COUNT * col_plane, col_count)
                 tile_top, tile_rest = lines_of(x, 0)
                 tl.debug_barrier()  # the threads that wrote a part for the row tile before are not those that read it
                 col_top, col_rest = merge_lines(
@@ -150,6 +151,7 @@ def pair_statistics_kernel(
     """A block of lines: their parts merged in order. What is no line's own logit is summed in float64."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     there = offs_n < N
+    plane = plane.to(tl.int64)
     top = tl.full((BLOCK_N,), HIDDEN, tl.float32)
     rest = tl.zeros((BLOCK_N,), tl.float32)
     positive_sum = tl.zeros((BLOCK_N,), tl.float64)
@@ -182,7 +184,8 @@ def pair_statistics_kernel(
 
 
 def pair_softmax_fwd(
-    a: Side, b: Side, scale: Tensor, keys: Labels, skips: Labels | None, skip_positives: bool, mode: str, uniform: bool, tile: Any,
+    a: Side, b: Side, scale: Tensor, keys: Labels, skips: Labels | None, skip_positives: bool,
+    mode: str, uniform: bool, tile: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(values (4, N), count (N,)) of the rows, and of the columns (M) with mode "both"; as `PairStatistics`."""
     symmetric, both = mode == "symmetric", mode == "both"

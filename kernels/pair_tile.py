@@ -91,7 +91,7 @@ def pair_marks(
     row_key, col_key, row_skip, col_skip, offs_m, offs_n, N, M,  # (N,), (M,), (N,) or None, (M,) or None
     HAS_SKIP: tl.constexpr, SKIP_POSITIVES: tl.constexpr, SYMMETRIC: tl.constexpr,
 ):  # fmt: skip
-    """Three (BLOCK_M, BLOCK_N) masks: positives; pairs in the denominator; pairs that are there, i <= j if symmetric."""
+    """Three (BLOCK_M, BLOCK_N) masks: positives; pairs in the denominator; all pairs, i <= j if symmetric."""
     there = (offs_m < N)[:, None] & (offs_n < M)[None, :]
     if SYMMETRIC:
         there = there & (offs_m[:, None] <= offs_n[None, :])

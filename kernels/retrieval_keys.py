@@ -1,6 +1,6 @@
 """Scores as integers that sort as retrieval ranks: by score, ties by lower index. No two are equal.
 
-    key = ordered(score) 2^32 + (2^32 - 1 - index)      int64; ordered: the float's bits, as an int32 of the same order
+key = ordered(score) 2^32 + (2^32 - 1 - index)      int64; ordered: the float's bits, as an int32 of the same order
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def retrieval_best_kernel(
     at = tl.load(first + offs_m, mask=offs_m < N, other=0)
     end = tl.load(last + offs_m, mask=offs_m < N, other=0)
     top = tl.full((BLOCK,), NO_KEY, tl.int64)
-    for step in range(0, tl.max(end - at, 0)):
+    for step in range(tl.max(end - at, 0)):
         index = tl.load(positives + at + step, mask=at + step < end, other=-1)
         col = tl.maximum(index, 0)
         product = product_tile(a, offs_m, b, col, DIM, BLOCK, BLOCK, BLOCK_D, PRECISION)
@@ -59,17 +59,13 @@ def retrieval_ranks_kernel(
     first_tile = tl.program_id(1) * col_tiles
     for col_tile in range(first_tile, tl.minimum(first_tile + col_tiles, tl.cdiv(M, BLOCK_N))):
         offs_n = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        scores = cosine_tile(
-            a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
-        )
+        scores = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
         before = (order_keys(scores, offs_n[None, :]) > own) & (offs_n < M)[None, :]
         count += tl.sum(before.to(tl.int32), 1)
     tl.store(ahead + tl.program_id(1).to(tl.int64) * padded_n + offs_m, count)
 
 
-def retrieval_ranks(
-    queries: Side, keys: Side, positives: Tensor, first: Tensor, last: Tensor, tile: Any
-) -> Tensor:
+def retrieval_ranks(queries: Side, keys: Side, positives: Tensor, first: Tensor, last: Tensor, tile: Any) -> Tensor:
     """(N,) int64; the number of keys for a query without a positive. The tile is square."""
     padded_n = queries.rows.shape[0]
     row_tiles, all_cols = padded_n // tile.block_m, triton.cdiv(keys.n, tile.block_n)

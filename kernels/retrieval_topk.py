@@ -1,5 +1,7 @@
-"""The k best keys of each query, exact. Few: each program keeps a list of its queries' best while it sweeps a range of keys,
-and takes in the tile's best as long as one beats the list's least. Many: all scores of a chunk of queries, then a sort.
+"""The k best keys of each query, exact.
+
+Few: each program keeps a list of its queries' best while it sweeps a range of keys, and takes in a tile's best as long
+as one beats the list's least. Many: all keys of a chunk of queries, of which torch.topk takes the largest.
 """
 
 from __future__ import annotations
@@ -37,9 +39,7 @@ def retrieval_list_kernel(
     first = tl.program_id(1) * col_tiles
     for col_tile in range(first, tl.minimum(first + col_tiles, tl.cdiv(M, BLOCK_N))):
         offs_n = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        scores = cosine_tile(
-            a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
-        )
+        scores = cosine_tile(a, a_inverse, offs_m, b, b_inverse, offs_n, DIM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
         keys = tl.where((offs_n < M)[None, :], order_keys(scores, offs_n[None, :]), NO_KEY)
         top = tl.max(keys, 1)
         while tl.max((top > least).to(tl.int32), 0) > 0:

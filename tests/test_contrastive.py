@@ -104,6 +104,17 @@ def test_results_are_deterministic(case_name: str, platform: Platform, dtype: to
         assert torch.equal(first[what], second[what]), what
 
 
+@pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "triton"], ids=name)
+@pytest.mark.parametrize("case_name", ["clip_strips", "siglip_strips", "nt_xent_strips"])
+def test_gradients_in_many_chunks(case_name: str, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in CONTRASTIVE_CASES if case.name == case_name)
+    inputs, truth, peer = expected(case, torch.float32, platform.device)
+    monkeypatch.setattr("fastfuse.kernels.pair_chunks.CHUNK_BYTES", 0)
+    ours = run(ff, case, inputs, backend=platform.backend)
+    for what in truth:
+        assert_within_budget(what, ours[what], truth[what], peer[what], torch.float32)
+
+
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0)])
 def test_empty_sides(platform: Platform, sizes: tuple[int, int]) -> None:

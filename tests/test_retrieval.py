@@ -76,6 +76,15 @@ def test_ties_go_to_the_lower_index(platform: Platform) -> None:
     assert ranks.tolist() == [250, 17]
 
 
+@pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "triton"], ids=name)
+def test_topk_in_many_chunks(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, keys = features(5, 70, 8, torch.float32)
+    whole = ff.similarity_topk(queries, keys, 50, backend=platform.backend)
+    monkeypatch.setattr("fastfuse.kernels.retrieval_topk.CHUNK_BYTES", 2048)
+    chunks = ff.similarity_topk(queries, keys, 50, backend=platform.backend)
+    assert all(torch.equal(a, b) for a, b in zip(whole, chunks, strict=True))
+
+
 def test_recall_at_k_counts_any_match() -> None:
     image = torch.eye(4)
     text = torch.eye(4)[[0, 0, 1, 3, 2]] + 0.01 * torch.arange(5)[:, None]

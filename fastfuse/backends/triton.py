@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +127,9 @@ def pair_softmax_fwd(
         rows, cols = (scale.new_zeros(4, len(count)) for count in counts)
         return rows, counts[0], cols, counts[1]
     cut = _tile("pair", a)
-    labels = _both(row_key, col_key), _both(row_skip, col_skip)
-    return launch(*_sides(a, b, normalize, cut), scale, *labels, skip_positives, mode, uniform, cut)
+    skips = None if row_skip is None else _pair(row_skip, col_skip)
+    sides = _sides(a, b, normalize, cut)
+    return launch(*sides, scale, _pair(row_key, col_key), skips, skip_positives, mode, uniform, cut)
 
 
 def pair_softmax_bwd(
@@ -157,11 +159,11 @@ def pair_softmax_bwd(
         da, db, dscale = torch.zeros_like(a), None if b is None else torch.zeros_like(b), torch.zeros_like(scale)
     else:
         cut = _tile("pair", a)
-        labels = _both(row_key, col_key), _both(row_skip, col_skip)
+        keys, skips = _pair(row_key, col_key), None if row_skip is None else _pair(row_skip, col_skip)
         statistics = rows.contiguous(), row_count, cols.contiguous(), col_count
         sides = _sides(a, b, normalize, cut)
         da, db, dscale = launch(
-            unit, *sides, scale, *labels, skip_positives, mode, label_smoothing, *statistics, needs, a.dtype, cut
+            unit, *sides, scale, keys, skips, skip_positives, mode, label_smoothing, *statistics, needs, a.dtype, cut
         )
     return _given(da, needs[0], a), _given(db, needs[1], a), _given(dscale, needs[2], scale)
 
@@ -181,11 +183,12 @@ def pair_sigmoid(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     from fastfuse.kernels.pair_sigmoid import pair_sigmoid as launch
 
+    grads: Sequence[Tensor | None]
     if _empty(a, b):
-        loss, *grads = (scale.new_zeros(shape) for shape in ((), a.shape, b.shape, (), ()))
+        loss, grads = scale.new_zeros(()), [scale.new_zeros(shape) for shape in (a.shape, b.shape, (), ())]
     else:
         cut = _tile("pair", a)
-        loss, *grads = launch(*_sides(a, b, normalize, cut), scale, bias, _both(row_key, col_key), needs[:2], cut)
+        loss, *grads = launch(*_sides(a, b, normalize, cut), scale, bias, _pair(row_key, col_key), needs[:2], cut)
     da, db, dscale, dbias = (_given(grad, need, scale) for grad, need in zip(grads, needs, strict=True))
     return loss.to(scale.dtype), da, db, dscale, dbias
 
@@ -228,9 +231,9 @@ def _sides(a: Tensor, b: Tensor | None, normalize: bool, cut: Tile) -> tuple[Sid
     return side, side if b is None else prepare_features(b, normalize, block, cut.block_d)
 
 
-def _both(rows: Tensor | None, cols: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def _pair(rows: Tensor, cols: Tensor | None) -> tuple[Tensor, Tensor]:
     """Labels of the rows and of the columns, which without their own have the rows'."""
-    return None if rows is None else (rows.contiguous(), (rows if cols is None else cols).contiguous())
+    return rows.contiguous(), (rows if cols is None else cols).contiguous()
 
 
 def _given(grad: Tensor | None, need: bool, like: Tensor) -> Tensor:
