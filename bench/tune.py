@@ -138,7 +138,7 @@ def _job(problem: Problem, small: bool) -> Call:
 
 def _attention(problem: Problem, device: str, small: bool) -> Call:
     B, H, Sq, Sk = (1, 1, 64, 64) if small else (8, 16, 1024, 1024)
-    kernel, _, modified = problem.kernel.partition("_modified")
+    kernel, modified, _ = problem.kernel.partition("_modified")
     Sq, Sk = (1, 8 * Sk) if kernel == "attention_decode" else (Sq, Sk)
     bias = "1 H Sq Sk" if kernel == "attention_sums" or modified else None
     case = AttentionCase("tune", B=B, H=H, Sq=Sq, Sk=Sk, D=problem.dim, bias=bias)
