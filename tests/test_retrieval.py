@@ -78,7 +78,7 @@ def test_ties_go_to_the_lower_index(platform: Platform) -> None:
 
 @pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "triton"], ids=name)
 def test_topk_in_many_chunks(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, keys = features(5, 70, 8, torch.float32)
+    queries, keys = features(5, 70, 8, torch.float32, platform.device)
     whole = ff.similarity_topk(queries, keys, 50, backend=platform.backend)
     monkeypatch.setattr("fastfuse.kernels.retrieval_topk.CHUNK_BYTES", 2048)
     chunks = ff.similarity_topk(queries, keys, 50, backend=platform.backend)
