@@ -1,9 +1,9 @@
 """Attention backward, without atomics: every sum has one owner and a fixed order.
 
-    dq = scale dx k             a program has a block of stacked queries and walks over its tiles of keys, as forward does;
-                                it leaves D_i and the sums of dgate too
-    dk = scale dx^T q,          a program has a tile of keys and walks over the queries, of all heads of the group, that
-    dv = weight^T dout          see any of them
+    dq = scale dx k         a program has a block of stacked queries and walks over its tiles of keys, as forward does;
+                            it leaves D_i and the sums of dgate too
+    dk = scale dx^T q,      a program has a tile of keys and walks over the queries, of all heads of the group, that
+    dv = weight^T dout      see any of them
 
 dx, weight and D_i are those of attention_gradient.py.
 """
@@ -117,7 +117,7 @@ def attention_dq_kernel(
                 BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, received is not None, FITS, PLAIN, False, PRECISION,
             )  # fmt: skip
         before = full_first - first
-        for edge in range(0, before + end - full_end):
+        for edge in range(before + end - full_end):
             tile = edge + tl.where(edge < before, first, full_end - before)
             acc, delta_i, received_i = _dq_step(
                 acc, delta_i, received_i, tile, queries, douts, k, v, stride_kn, stride_vn,
@@ -139,18 +139,17 @@ def _queries_that_see(
     lo, hi, stride_sb, stride_sm, b, Sq, Sk, start, end, BLOCK_M: tl.constexpr, SCAN: tl.constexpr
 ):  # fmt: skip
     """The queries, first and one after last, that see any key of start..end; whole blocks from the first on."""
-    if lo is None:
-        return 0, Sq
-    else:
-        first = tl.full([], Sq, tl.int32)
-        last = tl.full([], 0, tl.int32)
+    first, last = 0, Sq
+    if lo is not None:
+        first, last = tl.full([], Sq, tl.int32), tl.full([], 0, tl.int32)
         for scanned in range(0, Sq, SCAN):
             i = scanned + tl.arange(0, SCAN)
             first_key, end_key = span_ends(lo, hi, stride_sb, stride_sm, b, tl.minimum(i, Sq - 1), Sk)
             sees = (i < Sq) & (tl.maximum(first_key, start) < tl.minimum(end_key, end))
             first = tl.minimum(first, tl.min(tl.where(sees, i, Sq), 0))
             last = tl.maximum(last, tl.max(tl.where(sees, i + 1, 0), 0))
-        return first // BLOCK_M * BLOCK_M, last
+        first = first // BLOCK_M * BLOCK_M
+    return first, last
 
 
 @triton.jit
@@ -193,7 +192,7 @@ def attention_dkdv_kernel(
 
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_tile = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
-    for g in range(0, group):
+    for g in range(group):
         head = kv_head * group + g
         head64 = tl.cast(head, tl.int64)
         q_head = q + b64 * stride_qb + head64 * stride_qh
@@ -255,14 +254,15 @@ def attention_bwd(
         delta = torch.empty_like(lse[0])
         received = torch.empty_like(lse[0]) if need_gate else None
         _launch_dq(problem, dout, dlse, out.contiguous(), lse, dq, delta, received, tiles[0])
-        if need_sink:
+        if need_sink and sink is not None:
             p_sink = torch.exp((sink[:, None] - lse[0] - lse[1]).nan_to_num(nan=-torch.inf))
             dsink = -(p_sink * delta).sum((0, 2))
-        if need_gate:
+        if received is not None and gate is not None:
             dgate = (1.0 - torch.tanh(gate) ** 2) * received.sum((0, 2))
     if need_k or need_v:
         _launch_dkdv(problem, dout, dlse, lse, delta, dk, dv, tiles[1])
-    if need_bias and bias.dtype != torch.bool:
+    if need_bias and bias is not None and bias.dtype != torch.bool:
+        assert delta is not None
         dbias = attention_dbias(problem, dout, dlse, lse, delta, tiles[2], processors)
     return tuple(q.new_empty(0) if grad is None else grad for grad in (dq, dk, dv, dbias, dsink, dgate))
 

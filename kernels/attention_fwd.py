@@ -3,8 +3,8 @@
     s = log2 scores of attention_tile.py;  p = 2^(s - lse2) with the sink as one more column
     out = tanh(gate) (p keep / (1 - dropout_p)) v;  lse = ln sum_j exp(s_j) + exp(sink)
 
-A program has BLOCK_M rows: queries of one key head, those of all query heads of its group stacked, row = head Sq + i. It
-walks over the tiles of keys that any of its queries sees; tiles that all of them see whole need no mask.
+A program has BLOCK_M rows: queries of one key head, those of all query heads of its group stacked, row = head Sq + i.
+It walks over the tiles of keys that any of its queries sees; tiles that all of them see whole need no mask.
 
 Where programs are few and keys many, SPLITS programs share the keys of one block of rows, and `attention_merge_kernel`
 adds up what they found: for each its maximum m, sum l and unnormalised output, in order.
@@ -141,7 +141,7 @@ def attention_fwd_kernel(
             BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, PLAIN, False, PRECISION,
         )  # fmt: skip
     before = full_first - first
-    for edge in range(0, before + end - full_end):
+    for edge in range(before + end - full_end):
         tile = edge + tl.where(edge < before, first, full_end - before)
         acc, m, l = _step(
             acc, m, l, tile, queries, k, v, stride_kn, stride_vn,
@@ -175,7 +175,7 @@ def attention_merge_kernel(
     m = tl.full([BLOCK_M], -INF, tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    for split in range(0, splits):
+    for split in range(splits):
         own = tl.cast(split, tl.int64) * all_rows + row
         part = tl.load(parts + own[:, None] * Dv + feature, mask=inside[:, None] & (feature < Dv), other=0.0)
         own += tl.cast(split, tl.int64) * all_rows

@@ -64,6 +64,11 @@ class AttentionProblem:
         """Queries that share keys: those of all heads of a group, stacked."""
         return self.H // self.Hk * self.Sq
 
+    @property
+    def plain(self) -> bool:
+        """Whether products serve as scores without any work on them."""
+        return not self.softcap and self.scale > 0 and (self.bias is None or self.bias.dtype == torch.bool)
+
     def fits(self, block_n: int) -> bool:
         """Whether a tile of so many keys may hold all that a query sees."""
         return self.lo is not None or self.Sk <= block_n
@@ -71,7 +76,6 @@ class AttentionProblem:
     def scores(self) -> dict[str, object]:
         """Arguments that make q k^T into masked scores."""
         softcap = self.softcap
-        plain = not softcap and self.scale > 0 and (self.bias is None or self.bias.dtype == torch.bool)
         span_strides = (0, 0) if self.lo is None else _strides(self.lo)
         bias_strides = (0, 0, 0, 0) if self.bias is None else _strides(self.bias)
         return {
@@ -80,13 +84,13 @@ class AttentionProblem:
             **dict(zip(("stride_sb", "stride_sm"), span_strides, strict=True)),
             "bias": self.bias,
             **dict(zip(("stride_bb", "stride_bh", "stride_bm", "stride_bn"), bias_strides, strict=True)),
-            "unit": self.scale / softcap if softcap else self.scale * _LOG2_E if plain else self.scale,
+            "unit": self.scale / softcap if softcap else self.scale * _LOG2_E if self.plain else self.scale,
             "softcap": softcap or None,
             "H": self.H,
             "Hk": self.Hk,
             "Sq": self.Sq,
             "Sk": self.Sk,
-            "PLAIN": plain,
+            "PLAIN": self.plain,
             "D": self.D,
             "BLOCK_D": _block(self.D),
             "PRECISION": dot_precision(self.q.dtype),

@@ -34,16 +34,17 @@ def tanh(x):
 
 @triton.jit
 def load_rows(rows, stride, count, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
-    """(BLOCK, BLOCK_D) from `rows` on, whose rows are `stride` apart; 0 from feature D on and, MASKED, from row `count`."""
+    """(BLOCK, BLOCK_D) from `rows` on, `stride` apart; 0 from feature D on and, where MASKED, from row `count` on."""
     row = tl.arange(0, BLOCK)[:, None]
     feature = tl.arange(0, BLOCK_D)[None, :]
     pointers = rows + row * stride + feature
     if MASKED:
-        return tl.load(pointers, mask=(row < count) & (feature < D), other=0.0)
+        tile = tl.load(pointers, mask=(row < count) & (feature < D), other=0.0)
     elif D == BLOCK_D:
-        return tl.load(pointers)
+        tile = tl.load(pointers)
     else:
-        return tl.load(pointers, mask=feature < D, other=0.0)
+        tile = tl.load(pointers, mask=feature < D, other=0.0)
+    return tile
 
 
 @triton.jit
@@ -56,11 +57,11 @@ def gather_rows(rows, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
 @triton.jit
 def span_ends(lo, hi, stride_b, stride_m, b, i, Sk):
     """The first key that each query i (M,) sees and the one after the last, within 0..Sk; int32 (M,)."""
-    if lo is None:
-        return tl.zeros_like(i), tl.zeros_like(i) + Sk
-    else:
+    first, end = tl.zeros_like(i), tl.zeros_like(i) + Sk
+    if lo is not None:
         at = tl.cast(b, tl.int64) * stride_b + i * stride_m
-        return tl.maximum(tl.load(lo + at), 0), tl.minimum(tl.load(hi + at), Sk)
+        first, end = tl.maximum(tl.load(lo + at), first), tl.minimum(tl.load(hi + at), end)
+    return first, end
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from fastfuse.tuning.tiles import Tile, tile
 
 if TYPE_CHECKING:
     from fastfuse.backends import Problem
+    from fastfuse.kernels.attention_problem import AttentionProblem
     from fastfuse.kernels.pair_features import Side
 
 NAME = "triton"
@@ -72,7 +73,7 @@ def attention_fwd(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, 
 
     problem = AttentionProblem(q, k, v, *rest)
     few = problem.rows <= _FEW_QUERIES
-    cut = _attention_tile("attention_decode" if few else "attention_fwd", q, problem.D, problem.Dv)
+    cut = _attention_tile("attention_decode" if few else f"attention_fwd{_kind(problem)}", problem)
     blocks = problem.B * problem.Hk * -(-problem.rows // cut.block_m)
     splits = max(min(processors() // blocks, problem.Sk // _SPLIT_KEYS), 1)
     return attention_fwd(problem, cut, splits)
@@ -82,10 +83,11 @@ def attention_bwd(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Te
     from fastfuse.kernels.attention_bwd import attention_bwd
     from fastfuse.kernels.attention_problem import AttentionProblem
 
-    *mask, out, lse_pair, scale, softcap, dropout_p, seed, needs = rest
-    problem = AttentionProblem(q, k, v, *mask, scale, softcap, dropout_p, seed)
-    kernels = ("attention_dq", "attention_dkdv", "attention_sums")
-    cuts = tuple(_attention_tile(kernel, q, problem.D, problem.Dv) for kernel in kernels)
+    lo, hi, bias, sink, gate, out, lse_pair, *options, needs = rest
+    problem = AttentionProblem(q, k, v, lo, hi, bias, sink, gate, *options)
+    kind = _kind(problem)
+    kernels = (f"attention_dq{kind}", f"attention_dkdv{kind}", "attention_sums")
+    cuts = tuple(_attention_tile(kernel, problem) for kernel in kernels)
     return attention_bwd(problem, dout, dlse, out, lse_pair, needs, cuts, processors())
 
 
@@ -95,11 +97,16 @@ def attention_map(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
 
     lo, hi, bias, lse_pair, scale, softcap, mode = rest
     problem = AttentionProblem(q, k, None, lo, hi, bias, None, None, scale, softcap)
-    return attention_map(problem, lse_pair, mode, _attention_tile("attention_sums", q, problem.D), processors())
+    return attention_map(problem, lse_pair, mode, _attention_tile("attention_sums", problem), processors())
 
 
-def _attention_tile(kernel: str, q: Tensor, *head_dims: int) -> Tile:
-    return tile(kernel, arch(), q.element_size(), max(head_dims))
+def _kind(problem: AttentionProblem) -> str:
+    """The suffix of the rules where softcap, a float bias or dropout fill registers that a larger tile would take."""
+    return "" if problem.plain and not problem.dropout_p else "_modified"
+
+
+def _attention_tile(kernel: str, problem: AttentionProblem) -> Tile:
+    return tile(kernel, arch(), problem.q.element_size(), max(problem.D, problem.Dv))
 
 
 # ---- contrastive and retrieval; arguments as the ops of fastfuse/ops/pair.py and fastfuse/ops/retrieval.py ----
