@@ -71,7 +71,7 @@ LOSSES = [
 
 
 def calls(arch: int, dtype: torch.dtype, quick: bool) -> Iterator[Call]:
-    """quick: the head dim 64, or the one nearest to it, and no options alone."""
+    """quick: the head dim 64, or the one nearest to it. Options alone are for bfloat16, and not for quick."""
     for dim in _dims("attention", arch, dtype, quick):
         for case in attention_of(dim):
             yield partial(attention, case, dtype)
@@ -79,7 +79,7 @@ def calls(arch: int, dtype: torch.dtype, quick: bool) -> Iterator[Call]:
         for loss in pairs_of(dim):
             yield partial(contrastive, loss, dtype)
         yield partial(retrieval, dim, dtype)
-    if not quick:
+    if dtype == torch.bfloat16 and not quick:
         for case in OPTIONS:
             yield partial(attention, case, dtype)
         for loss in LOSSES:
