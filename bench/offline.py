@@ -57,8 +57,8 @@ class Report:
     registers: int = 0  # a thread
     spilled: int = 0  # bytes of local memory a thread
     shared: int = 0  # bytes a block
-    products: int = 0  # tl.dot
-    slow_products: int = 0  # of them, those that the FMA units make
+    products: int = 0  # tl.dot that the tensor cores are to make: all but those of float32 that ask for FMAs ("ieee")
+    slow_products: int = 0  # of 16-bit elements, made by FMAs all the same
     mma: tuple[str, ...] = ()  # the kinds of matrix instructions in the machine code
     wide: bool = False  # whether a product is of a warpgroup's size
     error: str = ""  # the compiler's, if it refused
@@ -140,16 +140,19 @@ def inspect(launch: Launch) -> Report:
         except Exception as error:  # the compiler has many
             return Report(**report, error=_root(error))
     usage, code = _disassemble(compiled.asm["cubin"])
-    dots = re.findall(r"tt\.dot .*-> tensor<(?:\d+x)?(\d+)x\d+xf32>", compiled.asm["ttir"])
+    dots = re.findall(r"tt\.dot (.*) : tensor<\S*x(\w+)> .*-> tensor<(?:\d+x)?(\d+)x\d+xf32>", compiled.asm["ttir"])
+    rows = [int(rows) for how, element, rows in dots if element != "f32" or "inputPrecision" in how]
     return Report(
         **report,
         registers=int(re.search(r"REG:(\d+)", usage)[1]),
         spilled=sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
         shared=compiled.metadata.shared,
-        products=len(dots),
-        slow_products=len(re.findall(r"tt\.dot .*parent = #blocked", compiled.asm["ttgir"])),
+        products=len(rows),
+        slow_products=len(
+            re.findall(r"tt\.dot .*x(?:bf16|f16), #ttg\.dot_op.*parent = #blocked", compiled.asm["ttgir"])
+        ),
         mma=tuple(kind for kind, pattern in MMA.items() if re.search(pattern, code)),
-        wide=any(int(rows) >= WARPGROUP_ROWS for rows in dots),
+        wide=any(count >= WARPGROUP_ROWS for count in rows),
     )
 
 
