@@ -32,6 +32,7 @@ from fastfuse.backends import select
 from fastfuse.backends import triton as backend
 
 MMA = {"HMMA": r"\bHMMA\.", "HGMMA": r"\bHGMMA\.", "UTCMMA": r"\bUTC\w*MMA\b"}  # sm_80's, sm_90's and sm_100's
+SLOW_PRODUCT = r"tt\.dot .*x(?:bf16|f16), #ttg\.dot_op.*parent = #blocked"  # in Triton's GPU dialect
 WARPGROUP_ROWS = 64  # sm_90's and sm_100's products take that many rows; smaller ones are sm_80's
 
 
