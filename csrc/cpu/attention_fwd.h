@@ -65,7 +65,7 @@ inline void finish_rows(const AttentionProblem& p, const ScoreUnits& units, cons
     const vf l = load(state.sum + lane), m = load(state.max + lane), s = m * unit;
     const vi empty = (vi)(l == vf{});
     vf rest;
-    const vf lse = two_sum(s, log2(l) * splat(kLn2), rest);
+    const vf lse = add_log(s, l, rest);
     store(high + lane, select(empty, none, lse));
     store(low + lane, select(empty, vf{}, rest + fma_exact(m, unit, -s)));
     store(factors + lane, select(empty, vf{}, splat(1 / (1 - p.dropout_p)) / l));
@@ -78,7 +78,7 @@ inline void finish_rows(const AttentionProblem& p, const ScoreUnits& units, cons
       const vf share = exp2((a - base + load(low + lane)) * splat(kLog2e)),
                sum = share + exp2((b - base) * splat(kLog2e));
       vf rest;
-      const vf lse = two_sum(base, log2(sum) * splat(kLn2), rest);
+      const vf lse = add_log(base, sum, rest);
       const vi empty = (vi)(sum == vf{});
       store(high + lane, select(empty, none, lse));
       store(low + lane, select(empty, vf{}, rest));
@@ -243,7 +243,7 @@ void merge_row(const AttentionForward& p, const ForwardPlan& plan, int64_t row) 
   float sum = p.sink ? share(p.sink[head], 0) : 0;
   for (int64_t s = 0; s < plan.splits; s++) sum += share(high[2 * s * rows], low[2 * s * rows]);
   vf rest;
-  const vf lse = two_sum(splat(base), log2(splat(sum)) * splat(kLn2), rest);
+  const vf lse = add_log(splat(base), splat(sum), rest);
   p.lse[row] = sum == 0 ? -kInf : lse[0];
   p.lse[row + rows] = sum == 0 ? 0 : rest[0];
   const float factor = sum == 0 ? 0 : (p.gate ? tanh(p.gate[head]) : 1) / sum;
