@@ -21,7 +21,7 @@ import torch
 
 from fastfuse.tuning.preference import preference
 
-_NAMES = ("reference", "cpu")
+_NAMES = ("reference", "cpu", "cuda")
 
 
 class Problem(NamedTuple):
