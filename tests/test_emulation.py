@@ -1,36 +1,16 @@
-"""The CUDA kernels, executed on the host, on the attention case table against float64."""
+"""The CUDA kernels, executed on the host: the attention case table against float64, and mistakes that must be found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import emulation
 import pytest
 import torch
 from budget import assert_within_budget
 from cases import ATTENTION_CASES, SEED, AttentionCase, make_inputs
+from emulation import Mutation, emulated
 from platforms import name
 from test_attention import run_eager
 
 import fastfuse as ff
-from fastfuse.backends import cuda, select
-
-CASES = {case.name: case for case in ATTENTION_CASES}
-
-
-@contextmanager
-def emulated(mutation: str = "", seed: int = 1) -> Iterator[None]:
-    """Within it, backend "cuda" takes CPU tensors and runs its kernels on the host."""
-    extension = emulation.load(mutation)
-    extension.set_seed(seed)
-    before, cuda.extension = cuda.extension, extension
-    select.cache_clear()
-    try:
-        yield
-    finally:
-        cuda.extension = before
-        select.cache_clear()
 
 
 def check_forward(case: AttentionCase, dtype: torch.dtype) -> None:
@@ -55,3 +35,83 @@ def check_forward(case: AttentionCase, dtype: torch.dtype) -> None:
 def test_matches_float64(case: AttentionCase, dtype: torch.dtype) -> None:
     with emulated(seed=len(case.name)):
         check_forward(case, dtype)
+
+
+# Several tiles of keys for a tile of queries, and several of those for a block: every ring comes round.
+CROWDED = AttentionCase("crowded", B=2, H=4, Hk=2, Sq=70, Sk=300, D=64)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_order_of_threads_and_copies(seed: int) -> None:
+    with emulated(seed=seed):
+        check_forward(CROWDED, torch.bfloat16)
+
+
+def _forward(name: str, old: str, new: str = "", file: str = "attention_fwd.cuh") -> Mutation:
+    return Mutation(f"attention_fwd_{name}", "attention_fwd_bf16_64.cu", file, old, new)
+
+
+_PV_WAIT = "        wgmma_wait<0>();\n        release(shared.values_empty(values.stage));\n        values.advance();\n#pragma"
+MUTATIONS = [
+    _forward("keys_overwritten", "mbarrier_wait(shared.keys_empty(keys.stage), keys.parity ^ 1);"),
+    _forward("values_overwritten", "mbarrier_wait(shared.values_empty(values.stage), values.parity ^ 1);"),
+    _forward("queries_overwritten", "mbarrier_wait(shared.queries_empty(queries.stage), queries.parity ^ 1);"),
+    _forward("producer_parity", "keys_empty(keys.stage), keys.parity ^ 1);", "keys_empty(keys.stage), keys.parity);"),
+    _forward("bytes_expected", "arrive_expect(full, C::kKeyBytes)", "arrive_expect(full, C::kKeyBytes / 2)"),
+    _forward("no_bytes_expected", "mbarrier_arrive_expect(full, C::kKeyBytes)", "mbarrier_arrive(full)"),
+    _forward("queries_not_awaited", "mbarrier_wait(shared.queries_full(queries.stage), queries.parity);"),
+    _forward(
+        "first_keys_not_awaited",
+        "queries.parity);\n      mbarrier_wait(shared.keys_full(keys.stage), keys.parity);",
+        "queries.parity);",
+    ),
+    _forward(
+        "keys_not_awaited",
+        "        mbarrier_wait(shared.keys_full(keys.stage), keys.parity);\n        multiply_keys(s);",
+        "        multiply_keys(s);",
+    ),
+    _forward(
+        "values_not_awaited",
+        "        mbarrier_wait(shared.values_full(values.stage), values.parity);\n        multiply_values(o, weights, i > 1);",
+        "        multiply_values(o, weights, i > 1);",
+    ),
+    _forward("no_proxy_fence", "    fence_async_proxy();\n"),
+    _forward("pieces_misplaced", "piece % 8 * 16,", "(piece + 1) % 8 * 16,"),
+    _forward("queries_not_announced", "    mbarrier_arrive(shared.queries_full(queries.stage));\n"),
+    _forward("no_init_fence", "    mbarrier_init_fence();\n"),
+    _forward("no_block_sync", "  block_sync();\n"),
+    _forward("scores_not_awaited", "wgmma_wait<1>();"),
+    _forward("sums_not_awaited", _PV_WAIT, _PV_WAIT.replace("wgmma_wait<0>();", "")),
+    _forward("no_wgmma_fence", "    const uint32_t k = shared.keys(keys.stage);\n    wgmma_fence();", "    const uint32_t k = shared.keys(keys.stage);"),
+    _forward(
+        "keys_released_early",
+        "        wgmma_wait<1>();\n        release(shared.keys_empty(keys.stage));",
+        "        release(shared.keys_empty(keys.stage));\n        wgmma_wait<1>();",
+    ),
+    _forward(
+        "values_released_early",
+        _PV_WAIT,
+        _PV_WAIT.replace("wgmma_wait<0>();\n        release(shared.values_empty(values.stage));", "release(shared.values_empty(values.stage));\n        wgmma_wait<0>();"),
+    ),
+    _forward("values_released_twice", "        values.advance();\n#pragma", "        release(shared.values_empty(values.stage));\n        values.advance();\n#pragma"),
+    _forward("queries_released_early", "      wgmma_wait<0>();\n      release(shared.keys_empty", "      release(shared.queries_empty(queries.stage));\n      wgmma_wait<0>();\n      release(shared.keys_empty"),
+    _forward("queries_not_released", "      release(shared.queries_empty(queries.stage));\n"),
+    _forward("one_warp_releases", "if (lane == 0) mbarrier_arrive(empty);", "if (lane == 0 && warp == 0) mbarrier_arrive(empty);"),
+    _forward("every_lane_releases", "if (lane == 0) mbarrier_arrive(empty);", "mbarrier_arrive(empty);"),
+    _forward("stale_sums", "        for (int n = 0; n < kSums; n++) o[n] *= rescale[n / 2 % 2];", "        for (int n = 0; n < kSums; n++) o[n] *= 1;"),
+    _forward("weights_of_another_step", "o, weights + 4 * step,", "o, weights + 4 * (step / 2),"),
+    _forward("values_step", "v + step * 2048", "v + step * 1024"),
+    _forward("no_parity", "parity ^= 1;", file="ring.cuh"),
+    _forward("ring_too_long", "stage == kStages", "stage == kStages + 1", file="ring.cuh"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=name)
+def test_a_mistake_is_found(mutation: Mutation) -> None:
+    for seed in range(8):
+        with emulated(mutation, seed):
+            try:
+                check_forward(CROWDED, torch.bfloat16)
+            except (RuntimeError, AssertionError):
+                return
+    pytest.fail(f"{mutation.name}: nothing noticed")

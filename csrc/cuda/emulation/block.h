@@ -152,6 +152,7 @@ class Block {
   void block_on(std::string (*what)(uint32_t, uint32_t), uint32_t object, uint32_t phase);
   void release(std::vector<Thread*>& waiting);
   void resume(Thread& thread);
+  Thread* next();
   std::string deadlock() const;
   static void fibre_main();
 
@@ -161,11 +162,14 @@ class Block {
   void land(size_t which);
   void check_not_read(uint32_t begin, uint32_t bytes);
   void read_operand(const Operand& operand, int row, int rows, DType dtype, float* to);
+  void read_operands(const Product& product, int warp_rows, float* a, float* b);
   void do_products(Warp& warp, int batches);
 
   int index_, blocks_;
   size_t shared_bytes_;
   Random random_;
+  uint32_t land_one_in_;           // copies land at one in so many steps, or sooner where nobody can run
+  int slow_begin_, slow_end_;      // warps that run last
   std::vector<uint8_t> shared_, state_;
   std::vector<Thread> threads_;
   std::vector<Thread*> ready_;
