@@ -43,7 +43,9 @@ class Mutation:
     def write(self, folder: Path) -> None:
         """The changed copy, where `#include "cuda/<file>"` finds it first."""
         text = (CUDA / self.file).read_text()
-        assert text.count(self.old) == 1, f"{self.name}: {self.old!r} stands {text.count(self.old)} times in {self.file}"
+        assert text.count(self.old) == 1, (
+            f"{self.name}: {self.old!r} stands {text.count(self.old)} times in {self.file}"
+        )
         path = folder / "cuda" / self.file
         changed = text.replace(self.old, self.new)
         if not path.exists() or path.read_text() != changed:

@@ -51,7 +51,18 @@ def _forward(name: str, old: str, new: str = "", file: str = "attention_fwd.cuh"
     return Mutation(f"attention_fwd_{name}", "attention_fwd_bf16_64.cu", file, old, new)
 
 
-_PV_WAIT = "        wgmma_wait<0>();\n        release(shared.values_empty(values.stage));\n        values.advance();\n#pragma"
+# Lines of the kernel that stand there more than once, with what makes each unique.
+_ISSUE_KEYS = "        multiply_keys(s);"
+_ISSUE_VALUES = "        multiply_values(o, weights, i > 1);"
+_KEYS_FULL = "mbarrier_wait(shared.keys_full(keys.stage), keys.parity);"
+_VALUES_FULL = "mbarrier_wait(shared.values_full(values.stage), values.parity);"
+_QUERIES_FULL = "mbarrier_wait(shared.queries_full(queries.stage), queries.parity);"
+_WAIT, _NEXT = "wgmma_wait<0>();\n", "        values.advance();\n#pragma"
+_FREE_KEYS = "release(shared.keys_empty(keys.stage));"
+_FREE_VALUES = "        release(shared.values_empty(values.stage));\n"
+_FREE_QUERIES = "      release(shared.queries_empty(queries.stage));\n"
+_FREE = "if (lane == 0) mbarrier_arrive(empty);"
+_K = "    const uint32_t k = shared.keys(keys.stage);\n"
 MUTATIONS = [
     _forward("keys_overwritten", "mbarrier_wait(shared.keys_empty(keys.stage), keys.parity ^ 1);"),
     _forward("values_overwritten", "mbarrier_wait(shared.values_empty(values.stage), values.parity ^ 1);"),
@@ -59,51 +70,35 @@ MUTATIONS = [
     _forward("producer_parity", "keys_empty(keys.stage), keys.parity ^ 1);", "keys_empty(keys.stage), keys.parity);"),
     _forward("bytes_expected", "arrive_expect(full, C::kKeyBytes)", "arrive_expect(full, C::kKeyBytes / 2)"),
     _forward("no_bytes_expected", "mbarrier_arrive_expect(full, C::kKeyBytes)", "mbarrier_arrive(full)"),
-    _forward("queries_not_awaited", "mbarrier_wait(shared.queries_full(queries.stage), queries.parity);"),
-    _forward(
-        "first_keys_not_awaited",
-        "queries.parity);\n      mbarrier_wait(shared.keys_full(keys.stage), keys.parity);",
-        "queries.parity);",
-    ),
-    _forward(
-        "keys_not_awaited",
-        "        mbarrier_wait(shared.keys_full(keys.stage), keys.parity);\n        multiply_keys(s);",
-        "        multiply_keys(s);",
-    ),
-    _forward(
-        "values_not_awaited",
-        "        mbarrier_wait(shared.values_full(values.stage), values.parity);\n        multiply_values(o, weights, i > 1);",
-        "        multiply_values(o, weights, i > 1);",
-    ),
+    _forward("queries_not_awaited", _QUERIES_FULL),
+    _forward("first_keys_not_awaited", f"{_QUERIES_FULL}\n      {_KEYS_FULL}", _QUERIES_FULL),
+    _forward("keys_not_awaited", f"{_KEYS_FULL}\n{_ISSUE_KEYS}", _ISSUE_KEYS),
+    _forward("values_not_awaited", f"{_VALUES_FULL}\n{_ISSUE_VALUES}", _ISSUE_VALUES),
     _forward("no_proxy_fence", "    fence_async_proxy();\n"),
     _forward("pieces_misplaced", "piece % 8 * 16,", "(piece + 1) % 8 * 16,"),
     _forward("queries_not_announced", "    mbarrier_arrive(shared.queries_full(queries.stage));\n"),
     _forward("no_init_fence", "    mbarrier_init_fence();\n"),
     _forward("no_block_sync", "  block_sync();\n"),
     _forward("scores_not_awaited", "wgmma_wait<1>();"),
-    _forward("sums_not_awaited", _PV_WAIT, _PV_WAIT.replace("wgmma_wait<0>();", "")),
-    _forward("no_wgmma_fence", "    const uint32_t k = shared.keys(keys.stage);\n    wgmma_fence();", "    const uint32_t k = shared.keys(keys.stage);"),
+    _forward("sums_not_awaited", f"{_WAIT}{_FREE_VALUES}{_NEXT}", f"{_FREE_VALUES}{_NEXT}"),
+    _forward("no_wgmma_fence", f"{_K}    wgmma_fence();", _K),
     _forward(
-        "keys_released_early",
-        "        wgmma_wait<1>();\n        release(shared.keys_empty(keys.stage));",
-        "        release(shared.keys_empty(keys.stage));\n        wgmma_wait<1>();",
+        "keys_released_early", f"wgmma_wait<1>();\n        {_FREE_KEYS}", f"{_FREE_KEYS}\n        wgmma_wait<1>();"
     ),
+    _forward("values_released_early", f"{_WAIT}{_FREE_VALUES}{_NEXT}", f"{_FREE_VALUES}{_WAIT}{_NEXT}"),
+    _forward("values_released_twice", _NEXT, _FREE_VALUES + _NEXT),
     _forward(
-        "values_released_early",
-        _PV_WAIT,
-        _PV_WAIT.replace("wgmma_wait<0>();\n        release(shared.values_empty(values.stage));", "release(shared.values_empty(values.stage));\n        wgmma_wait<0>();"),
+        "queries_released_early", f"      {_WAIT}      {_FREE_KEYS}", f"{_FREE_QUERIES}      {_WAIT}      {_FREE_KEYS}"
     ),
-    _forward("values_released_twice", "        values.advance();\n#pragma", "        release(shared.values_empty(values.stage));\n        values.advance();\n#pragma"),
-    _forward("queries_released_early", "      wgmma_wait<0>();\n      release(shared.keys_empty", "      release(shared.queries_empty(queries.stage));\n      wgmma_wait<0>();\n      release(shared.keys_empty"),
-    _forward("queries_not_released", "      release(shared.queries_empty(queries.stage));\n"),
-    _forward("one_warp_releases", "if (lane == 0) mbarrier_arrive(empty);", "if (lane == 0 && warp == 0) mbarrier_arrive(empty);"),
-    _forward("every_lane_releases", "if (lane == 0) mbarrier_arrive(empty);", "mbarrier_arrive(empty);"),
-    _forward("stale_sums", "        for (int n = 0; n < kSums; n++) o[n] *= rescale[n / 2 % 2];", "        for (int n = 0; n < kSums; n++) o[n] *= 1;"),
+    _forward("queries_not_released", _FREE_QUERIES),
+    _forward("one_warp_releases", _FREE, "if (lane == 0 && warp == 0) mbarrier_arrive(empty);"),
+    _forward("every_lane_releases", _FREE, "mbarrier_arrive(empty);"),
+    _forward("stale_sums", "o[n] *= rescale[n / 2 % 2];", "o[n] *= 1;"),
     _forward("weights_of_another_step", "o, weights + 4 * step,", "o, weights + 4 * (step / 2),"),
     _forward("values_step", "v + step * 2048", "v + step * 1024"),
     _forward("no_parity", "parity ^= 1;", file="ring.cuh"),
     _forward("ring_too_long", "stage == kStages", "stage == kStages + 1", file="ring.cuh"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=name)

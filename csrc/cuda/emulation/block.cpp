@@ -233,7 +233,7 @@ void Block::warp_sync() {
 
 uint64_t Block::warp_exchange(uint64_t value, int from) {
   Warp& warp = warps_[current_->index / 32];
-  uint64_t(&values)[32] = warp.values[warp.generation & 1];
+  uint64_t (&values)[32] = warp.values[warp.generation & 1];
   values[current_->index % 32] = value;
   warp_sync();
   return values[from];
@@ -278,7 +278,8 @@ void Block::arrived(Mbarrier& barrier) {
 void Block::mbarrier_arrive(uint32_t address, uint32_t bytes) {
   pause();
   Mbarrier& barrier = mbarrier(address, "arrive");
-  if (barrier.pending == 0) fail("more arrivals than the " + std::to_string(barrier.count) + " of the mbarrier at " + hex(address));
+  if (barrier.pending == 0)
+    fail("more arrivals than the " + std::to_string(barrier.count) + " of the mbarrier at " + hex(address));
   barrier.bytes += bytes;
   barrier.pending--;
   arrived(barrier);
@@ -290,9 +291,9 @@ void Block::mbarrier_wait(uint32_t address, uint32_t parity) {
   Mbarrier& barrier = mbarrier(address, "wait");
   while ((barrier.phase & 1) == parity) {
     barrier.waiting.push_back(current_);
-    block_on(
-        [](uint32_t where, uint32_t phase) { return "waits at mbarrier " + hex(where) + ", parity " + std::to_string(phase); },
-        address, parity);
+    block_on([](uint32_t where,
+                uint32_t phase) { return "waits at mbarrier " + hex(where) + ", parity " + std::to_string(phase); },
+             address, parity);
   }
 }
 

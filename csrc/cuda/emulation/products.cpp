@@ -102,7 +102,7 @@ void Block::wgmma(DType dtype, int columns, float* sums, const uint32_t* registe
   product.registers[lane] = registers;
   if (registers) std::copy_n(registers, 4, product.register_copy[lane]);
   const bool first = std::none_of(warp.products.begin(), warp.products.begin() + std::ptrdiff_t(number),
-                                     [&](const auto& earlier) { return earlier->sums[lane] == sums; });
+                                  [&](const auto& earlier) { return earlier->sums[lane] == sums; });
   if (first) {
     std::copy_n(sums, columns / 2, &product.before[size_t(lane) * columns / 2]);
     std::fill_n(sums, columns / 2, std::numeric_limits<float>::quiet_NaN());
@@ -133,10 +133,10 @@ void Block::read_operand(const Operand& operand, int row, int rows, DType dtype,
       constexpr uint64_t kGood = 0x0101010101010101u * kWritten;
       if (states[0] != kGood || states[1] != kGood) {
         const uint8_t state = states[0] != kGood ? state_[address] : state_[address + 8];
-        fail(state & kInFlight    ? "wgmma reads where a copy is in flight"
-             : state & kUnfenced  ? "wgmma reads what a thread wrote without fence_async_proxy"
-             : state & kBarrier   ? "wgmma reads an mbarrier"
-                                  : "wgmma reads what nobody has written");
+        fail(state & kInFlight   ? "wgmma reads where a copy is in flight"
+             : state & kUnfenced ? "wgmma reads what a thread wrote without fence_async_proxy"
+             : state & kBarrier  ? "wgmma reads an mbarrier"
+                                 : "wgmma reads what nobody has written");
       }
       uint16_t bits[8];
       std::memcpy(bits, &shared_[address], 16);
@@ -208,8 +208,8 @@ void Block::do_products(Warp& warp, int batches) {
     }
 
     const auto rest = warp.products.begin() + std::ptrdiff_t(done) + 1;
-    const auto later = std::find_if(rest, warp.products.end(),
-                                    [&](const auto& other) { return other->sums[0] == p.sums[0]; });
+    const auto later =
+        std::find_if(rest, warp.products.end(), [&](const auto& other) { return other->sums[0] == p.sums[0]; });
     const bool chained = later != warp.products.end();
     if (chained && (*later)->batch < batches) continue;
     for (int lane = 0; lane < 32; lane++) {
