@@ -3,6 +3,7 @@
 
 #include "bindings/cuda_runtime.h"
 #ifdef FASTFUSE_EMULATION
+#include "bindings/cuda_watched.h"
 #include "cuda/emulation/block.h"
 #endif
 
@@ -15,5 +16,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   fastfuse::cuda::register_attention(m);
 #ifdef FASTFUSE_EMULATION
   m.def("set_seed", &fastfuse::emulation::set_seed, "Of the order in which threads run and copies land.");
+  m.def("watch_memory", &fastfuse::cuda::watch_memory, "Whether new tensors have ends that the emulation knows.");
 #endif
 }
