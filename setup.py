@@ -199,7 +199,7 @@ def main() -> None:
             "fastfuse.kernels",
         ],
         package_dir={"fastfuse.kernels": "kernels"},
-        package_data={"fastfuse": ["py.typed", "*.pyi"]},
+        package_data={"fastfuse": ["py.typed", "*.pyi", "tuning/*.json", "tuning/rules/*.json"]},
         **arguments,
     )
 

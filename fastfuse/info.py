@@ -13,6 +13,7 @@ import torch
 
 import fastfuse
 from fastfuse.backends import OPS, BackendStatus, Problem, backends, cpu, load, refusals, select
+from fastfuse.tuning.preference import passed_over
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DEVICES = ("cpu", "cuda")
@@ -89,8 +90,13 @@ def _gpu(index: int) -> str:
 
 
 def _backends() -> list[str]:
-    rows = [(status.name, "usable" if status.usable else f"not usable: {status.reason}") for status in backends()]
-    return _columns(rows)
+    return _columns([(status.name, _usability(status)) for status in backends()])
+
+
+def _usability(status: BackendStatus) -> str:
+    if not status.usable:
+        return f"not usable: {status.reason}"
+    return f'usable, but not by "auto": {status.reason}' if status.reason else "usable"
 
 
 def _choices() -> list[str]:
@@ -118,7 +124,10 @@ def _others(problem: Problem, chosen: str) -> str:
 
 
 def _objection(status: BackendStatus, problem: Problem) -> str:
-    return "; ".join(refusals(load(status.name), problem)) or "slower" if status.usable else "not usable"
+    if not status.usable:
+        return "not usable"
+    refused = "; ".join(refusals(load(status.name), problem))
+    return refused or passed_over(status.name, problem.device) or "slower"
 
 
 def _problem(op: str, device: str, dtype: torch.dtype, head_dim: int = HEAD_DIMS[0]) -> Problem:

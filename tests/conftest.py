@@ -12,7 +12,12 @@ collect_ignore = [] if shutil.which("nvcc") and disassembler() else ["test_cuda_
 
 
 def pytest_configure() -> None:
-    """Where tests run side by side, each process keeps to one thread: pools of two fight for the cores."""
+    """Without a GPU, Triton's kernels run in its interpreter, which has to be asked for before they are imported.
+
+    Where tests run side by side, each process keeps to one thread: pools of two fight for the cores.
+    """
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
 
