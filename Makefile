@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 OTHER_TRITON ?= triton==3.7.1
 DEVICE ?= auto
 BIN := .venv/bin
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .PHONY: setup build test gate gate-triton gpu gpu-test gpu-tune gpu-bench demo lint bench bench-compare format clean
 .DELETE_ON_ERROR:
@@ -68,4 +68,4 @@ format: setup
 	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
 
 clean:
-	rm -rf build dist *.egg-info fastfuse/_C.*.so
+	rm -rf build dist *.egg-info fastfuse/_C.*.so fastfuse/_cuda.*.so

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import machine
+from bench.ahead import write_leads
 from bench.results import FOLDER, Results, Row, refusals, save, table
 
 ROOT = FOLDER.parents[1]
@@ -38,6 +39,8 @@ def main(context: click.Context, keyword: str, device: str, seconds: float) -> N
         click.echo(f"{len(results.rows)} cases, not kept: others failed")
     elif not keyword and device != "interpreter":  # whose times mean nothing
         save(results)
+        if device == "cuda":
+            write_leads(results)
         click.echo(f"{len(results.rows)} cases, written to {results.path.relative_to(ROOT)}")
     else:
         click.echo(f"{len(results.rows)} cases, not kept")

@@ -25,14 +25,16 @@ import click
 import torch
 
 from bench import machine, validate
+from fastfuse.backends import load
 
 ROOT = Path(__file__).parents[1]
 TOTAL = 530.0  # seconds for everything
 TESTS = [f"tests/test_{name}.py" for name in ("attention", "contrastive", "retrieval", "large")]
-ALL_CASES = "triton"
+CASES = {"triton": "triton and not cuda-cuda", "cuda": "cuda-cuda"}  # backend: its tests; pairs of both are cuda's
 FEW_CASES = "triton and (ties or (float32 and matches and (gqa_all or bias_pairs or clip_ids or siglip_ids)))"
-MEMCHECK_CASES = "triton and float16 and (everything or D7_Dv13 or decode_long or clip_smooth_ids or siglip_ids)"
-BACKEND = "triton"
+MEMCHECK_CASES = (
+    "(triton or cuda-cuda) and float16 and (everything or D7_Dv13 or decode_long or clip_smooth_ids or siglip_ids)"
+)
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,32 @@ def main(device: str, phases: tuple[str, ...]) -> None:
 
 def build(seconds: float) -> Outcome:
     run = _run([sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"], seconds)
-    return Outcome(None if run.code is None else run.code == 0, "the C++ extension")
+    return Outcome(None if run.code is None else run.code == 0, "the C++ and CUDA extensions")
 
 
 def test(seconds: float) -> Outcome:
-    """The case tables; where all pass on a GPU, the record says so."""
-    on_gpu = machine.device() == "cuda"
+    """The case tables of each backend; where all pass on a GPU, the record says so."""
+    if machine.device() != "cuda":
+        run = _run_tests(FEW_CASES, seconds)
+        return Outcome(run.code == 0, _last_line(run))
+    until = time.monotonic() + seconds
+    passed, summaries = True, []
+    for backend, cases in CASES.items():
+        missing = load(backend).unavailable()
+        if missing:
+            summaries.append(f"{backend}: {missing}")
+            continue
+        run = _run_tests(cases, until - time.monotonic())
+        if run.code == 0:
+            validate.write_record(backend, _last_line(run))
+        passed &= run.code == 0
+        summaries.append(f"{backend}: {_last_line(run)}")
+    return Outcome(passed, "; ".join(summaries))
+
+
+def _run_tests(cases: str, seconds: float) -> Run:
     jobs = str(min(12, os.cpu_count() or 1))
-    cases = ALL_CASES if on_gpu else FEW_CASES
-    run = _run([*_pytest(), "-n", jobs, "-k", cases, *TESTS], seconds)
-    summary = _last_line(run)
-    if run.code == 0 and on_gpu:
-        validate.write_record(BACKEND, summary)
-    return Outcome(run.code == 0, summary)
+    return _run([*_pytest(), "-n", jobs, "-k", cases, *TESTS], seconds)
 
 
 def memcheck(seconds: float) -> Outcome:

@@ -1,6 +1,6 @@
 """Where the tests can run here: each usable backend, the cpu backend once for each instruction set.
 
-Where there is a GPU, triton runs on it, and reference on both.
+Where there is a GPU, triton and cuda run on it, and reference on both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastfuse.backends import cpu, triton
+from fastfuse.backends import cpu, cuda, triton
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def _platforms() -> list[Platform]:
     if triton.unavailable() is None:
         interpreted = triton.interpreting()
         found.append(Platform("triton", "cpu" if interpreted else "cuda", _INTERPRETED if interpreted else _HALVES))
+    if cuda.unavailable() is None:
+        found.append(Platform("cuda", "cuda", cuda.DTYPES))
     return found
 
 

@@ -21,7 +21,7 @@ import torch
 
 from fastfuse.tuning.preference import passed_over, preference
 
-_NAMES = ("reference", "cpu", "triton")
+_NAMES = ("reference", "cpu", "triton", "cuda")
 
 
 class Problem(NamedTuple):

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 FILE = Path(__file__).parent / "validated.json"
-_KERNELS = {"triton": Path(__file__).parents[1] / "kernels"}  # where the sources of a backend are
+_TRITON = Path(__file__).parents[1] / "kernels"
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,16 @@ class Record:
 
 @cache
 def sources_hash(backend: str) -> str:
-    """12 hexadecimal digits that change with any kernel source of the backend."""
+    """12 hexadecimal digits that change with any kernel source of the backend.
+
+    Of compiled kernels, those that they were built from; empty where they are not built.
+    """
+    if backend == "cuda":
+        from fastfuse.backends import cuda
+
+        return getattr(cuda.extension, "sources", "")
     digest = hashlib.sha256()
-    for path in sorted(_KERNELS[backend].glob("*.py")):
+    for path in sorted(_TRITON.glob("*.py")):
         digest.update(f"{path.name}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
