@@ -36,11 +36,11 @@ def in_one_pass(case: AttentionCase) -> AttentionCase:
     return replace(case, H=3, Hk=0) if case.B == 1 else replace(case, B=3)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [c for c in ATTENTION_CASES if max(c.D, c.Dv) <= 64 and not (c.bias or c.softcap or c.dropout_p)],
-    ids=name,
-)
+PLAIN_CASES = [c for c in ATTENTION_CASES if max(c.D, c.Dv) <= 64 and not (c.bias or c.softcap or c.dropout_p)]
+LONGER = [replace(c, name=f"{c.name}_longer", Sk=300) for c in PLAIN_CASES if c.name in ("some_see_nothing", "gqa_2")]
+
+
+@pytest.mark.parametrize("case", [*PLAIN_CASES, *LONGER], ids=name)
 def test_matches_float64_in_one_pass(case: AttentionCase) -> None:
     with emulated(seed=len(case.name)):
         check(replace(in_one_pass(case), gate="head"), torch.bfloat16)

@@ -246,9 +246,9 @@ struct HeadsConsumer {
         wgmma_wait<0>();
         release(shared.queries_empty(before));
       }
+      sync();  // also where no row was visited: everyone has seen keys_full
       release(shared.keys_empty());
       keys.advance();
-      sync();
       const int key = key_tile * C::kBlockN + warpgroup * 64 + warp * 16 + lane / 4;
 #pragma unroll
       for (int h = 0; h < 2; h++) {
