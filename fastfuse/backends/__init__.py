@@ -21,7 +21,7 @@ import torch
 
 from fastfuse.tuning.preference import preference
 
-_NAMES = ("reference", "cpu", "triton")
+_NAMES = ("reference", "cpu", "triton", "cuda")
 
 
 class Problem(NamedTuple):

@@ -1,0 +1,19 @@
+// fastfuse._cuda: the kernels for Hopper. TORCH_EXTENSION_NAME names it.
+#include <torch/csrc/utils/pybind.h>
+
+#include "bindings/cuda_runtime.h"
+#ifdef FASTFUSE_EMULATION
+#include "cuda/emulation/block.h"
+#endif
+
+namespace fastfuse::cuda {
+void register_attention(pybind11::module& m);
+}  // namespace fastfuse::cuda
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.attr("device") = fastfuse::cuda::kDevice == at::kCUDA ? "cuda" : "cpu";
+  fastfuse::cuda::register_attention(m);
+#ifdef FASTFUSE_EMULATION
+  m.def("set_seed", &fastfuse::emulation::set_seed, "Of the order in which threads run and copies land.");
+#endif
+}

@@ -1,0 +1,362 @@
+// Forward: out = tanh(gate) softmax(s) v, FlashAttention-3's pipeline (Shah et al., 2024).
+//
+//     producer    for each tile:  Q;  K_0, K_1, V_0, K_2, V_1 .. into rings of stages
+//     consumers   S = Q K_0^T;  P = softmax
+//                 S = Q K_i^T issued, then O += P V_(i-1) issued; softmax of S while that runs; O rescaled; P = S
+//                 O += P V_last;  out = O tanh(gate) / ((1 - dropout_p) l)
+//
+// Online softmax in log2 units: M' = max(M, max_j x_j);  p_j = exp2(x_j - M');  l' = l exp2(M - M') + sum_j p_j.
+#pragma once
+
+#include "cuda/attention_fwd_config.h"
+#include "cuda/attention_scores.cuh"
+#include "cuda/attention_tile.cuh"
+#include "cuda/ring.cuh"
+
+namespace fastfuse::cuda {
+
+struct AttentionFwdArguments {
+  TensorMap k, v;  // (D, Sk, Hk, B) and (Dv, Sk, Hk, B), boxes of (64, kBlockN, 1, 1)
+  AttentionForward p;
+  int blocks;  // tiles of a (batch, key head)
+  int work;    // batch * blocks * kv_heads
+  uint32_t dropout_threshold;
+};
+
+FF_DEVICE int key_tiles(const QueryTile& t, int block) { return (t.key_end - t.key_begin + block - 1) / block; }
+
+// One thread.
+template <class C>
+FF_DEVICE void load_keys_values(const AttentionFwdArguments& args, const AttentionFwdShared<C>& shared) {
+  Ring<C::kStages> keys, values;
+  const auto load = [&](const TensorMap& map, uint32_t full, uint32_t to, const QueryTile& t, int key) {
+    mbarrier_arrive_expect(full, C::kKeyBytes);
+#pragma unroll
+    for (int slab = 0; slab < C::kSlabs; slab++)
+      tma_load(&map, full, to + slab * C::kKeySlabBytes, slab * 64, key, t.kv_head, t.batch);
+  };
+  for (int work = block_index(); work < args.work; work += grid_blocks()) {
+    const QueryTile t = query_tile(args.p, args.p.schedule, args.blocks, C::kBlockM, work);
+    const int tiles = key_tiles(t, C::kBlockN);
+    for (int i = 0; i <= tiles; i++) {
+      if (i < tiles) {
+        mbarrier_wait(shared.keys_empty(keys.stage), keys.parity ^ 1);
+        load(args.k, shared.keys_full(keys.stage), shared.keys(keys.stage), t, t.key_begin + i * C::kBlockN);
+        keys.advance();
+      }
+      if (i > 0) {
+        mbarrier_wait(shared.values_empty(values.stage), values.parity ^ 1);
+        load(args.v, shared.values_full(values.stage), shared.values(values.stage), t,
+             t.key_begin + (i - 1) * C::kBlockN);
+        values.advance();
+      }
+    }
+  }
+}
+
+// kQueryThreads threads gather rows that may belong to several heads, which no TMA box could.
+template <class C>
+FF_DEVICE void load_queries(const AttentionFwdArguments& args, const AttentionFwdShared<C>& shared, int thread) {
+  constexpr int kPieces = C::kHeadDim / 8, kAtOnce = 4;  // 16 bytes each
+  const AttentionProblem& p = args.p;
+  Ring<C::kQueryStages> queries;
+  for (int work = block_index(); work < args.work; work += grid_blocks()) {
+    const QueryTile t = query_tile(p, args.p.schedule, args.blocks, C::kBlockM, work);
+    if (t.key_begin == t.key_end) continue;
+    mbarrier_wait(shared.queries_empty(queries.stage), queries.parity ^ 1);
+    const int group = p.heads / p.kv_heads;
+    const auto* data = static_cast<const typename C::Element*>(p.q.data) + t.batch * p.q.stride[0];
+    for (int first = thread; first < C::kBlockM * kPieces; first += kAtOnce * C::kQueryThreads) {
+      uint4 pieces[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i++) {
+        const int at = first + i * C::kQueryThreads, row = t.first + at / kPieces, column = at % kPieces * 8;
+        pieces[i] = {0, 0, 0, 0};
+        if (at < C::kBlockM * kPieces && row < group * p.seq_q && column < p.dim) {
+          const int head = t.kv_head * group + row / p.seq_q, query = row % p.seq_q;
+          pieces[i] = load_global(
+              reinterpret_cast<const uint4*>(data + head * p.q.stride[1] + query * p.q.stride[2] + column));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; i++) {
+        const int at = first + i * C::kQueryThreads, row = at / kPieces, piece = at % kPieces;
+        if (at < C::kBlockM * kPieces)
+          store_shared(swizzled(shared.queries(queries.stage) + piece / 8 * C::kQuerySlabBytes +
+                                    row * C::kSlabRowBytes + piece % 8 * 16,
+                                Swizzle::k128),
+                       pieces[i]);
+      }
+    }
+    fence_async_proxy();
+    mbarrier_arrive(shared.queries_full(queries.stage));
+    queries.advance();
+  }
+}
+
+// Row h of the thread's two: reference M and this thread's share of the sum l.
+struct Softmax {
+  float max[2], sum[2];
+
+  FF_DEVICE Softmax() : max{minus_infinity(), minus_infinity()}, sum{0, 0} {}
+
+  // x, in units of 1 / factor log2, becomes exp2(x factor - M). rescale: what O so far has to be multiplied by.
+  template <int kCount>
+  FF_DEVICE void update(float (&x)[kCount], float factor, float (&rescale)[2]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float top = minus_infinity();
+#pragma unroll
+      for (int i = 0; i < kCount / 2; i++) top = maximum(top, x[i / 2 * 4 + h * 2 + i % 2]);
+      top = maximum(top, shuffle_xor(top, 1));
+      top = maximum(top, shuffle_xor(top, 2));
+      const float now = maximum(max[h], multiply_exactly(top, factor));
+      const float offset = now == minus_infinity() ? 0.0f : now;
+      rescale[h] = exp2_approx(max[h] - offset);
+      max[h] = now;
+      float total = 0;
+#pragma unroll
+      for (int i = 0; i < kCount / 2; i++) {
+        float& value = x[i / 2 * 4 + h * 2 + i % 2];
+        value = exp2_approx(fused_multiply_add(value, factor, -offset));
+        total += value;
+      }
+      sum[h] = fused_multiply_add(sum[h], rescale[h], total);
+    }
+  }
+};
+
+// high + low = a + b exactly, |a| >= |b| or not.
+FF_DEVICE void two_sum(float a, float b, float& high, float& low) {
+  high = add_exactly(a, b);
+  const float b_part = add_exactly(high, -a), a_part = add_exactly(high, -b_part);
+  low = add_exactly(add_exactly(a, -a_part), add_exactly(b, -b_part));
+}
+
+// lse of a row in two numbers, and the factor that makes O its result.
+struct RowEnd {
+  float lse, rest, factor;
+};
+
+FF_DEVICE RowEnd row_end(const AttentionForward& p, int head, float max, float sum) {
+  constexpr float kLn2 = 0.693147180559945309f, kLn2Rest = -1.90465429995776e-09f;
+  RowEnd end{minus_infinity(), 0, 0};
+  if (sum > 0) {
+    const float natural = multiply_exactly(max, kLn2);
+    two_sum(natural, natural_log(sum), end.lse, end.rest);
+    end.rest += fused_multiply_add(max, kLn2, -natural) + max * kLn2Rest;
+    end.factor = 1.0f / sum;
+  }
+  if (p.sink) {
+    const float sink = load_global(p.sink + head), top = maximum(end.lse, sink);
+    const float base = top == minus_infinity() ? 0.0f : top;
+    const float share = natural_exp(end.lse - base + end.rest), total = share + natural_exp(sink - base);
+    end.factor *= total > 0 ? share / total : 0.0f;
+    end.lse = minus_infinity();
+    end.rest = 0;
+    if (total > 0) two_sum(base, natural_log(total), end.lse, end.rest);
+  }
+  if (p.gate) end.factor *= hyperbolic_tangent(load_global(p.gate + head));
+  return end;
+}
+
+// The four threads of a row exchange words so that each has 16 bytes of the row: word[s] of thread t becomes word[t] of
+// thread s.
+FF_DEVICE void transpose_quad(uint32_t (&word)[4]) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = thread_index() & bit;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i & bit) continue;
+      const uint32_t got = shuffle_xor(upper ? word[i] : word[i | bit], bit);
+      (upper ? word[i] : word[i | bit]) = got;
+    }
+  }
+}
+
+template <class C>
+FF_DEVICE void write_tile(const AttentionFwdArguments& args, const QueryTile& t, const QueryRow (&rows)[2],
+                          Softmax& softmax, const float (&o)[C::kHeadDim / 2], bool seen) {
+  const AttentionForward& p = args.p;
+  const int quarter = thread_index() % 4;
+  const int64_t stack = int64_t(p.heads / p.kv_heads) * p.seq_q, all = p.batch * p.kv_heads * stack;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float sum = softmax.sum[h];
+    sum += shuffle_xor(sum, 1);
+    sum += shuffle_xor(sum, 2);
+    const QueryRow& row = rows[h];
+    const RowEnd end = row_end(p, row.head, softmax.max[h], sum);
+    const float factor = end.factor * float(1 / (1 - p.dropout_p));
+    const int64_t at = (int64_t(t.batch) * p.kv_heads + t.kv_head) * stack + row.row;
+    if (row.exists && quarter == 0) {
+      store_global(p.lse + at, end.lse);
+      store_global(p.lse + all + at, end.rest);
+    }
+    auto* out = static_cast<typename C::Element*>(p.out) + at * p.dim_v;
+#pragma unroll
+    for (int j = 0; j < C::kHeadDim / 8; j += 4) {
+      uint32_t word[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float* pair = o + 4 * (j + i) + 2 * h;
+        word[i] = seen ? pack_pair<typename C::Element>(pair[0] * factor, pair[1] * factor) : 0u;
+      }
+      transpose_quad(word);
+      const int column = (j + quarter) * 8;
+      if (row.exists && column < p.dim_v)
+        store_global(reinterpret_cast<uint4*>(out + column), uint4{word[0], word[1], word[2], word[3]});
+    }
+  }
+}
+
+template <class C>
+struct Consumer {
+  using Element = typename C::Element;
+  static constexpr int kScores = C::kBlockN / 2, kSums = C::kHeadDim / 2;
+
+  const AttentionFwdArguments& args;
+  const AttentionFwdShared<C>& shared;
+  int warpgroup, warp, lane;  // 0 or 1, 0..3, 0..31
+  Ring<C::kQueryStages> queries;
+  Ring<C::kStages> keys, values;
+
+  FF_DEVICE void release(uint32_t empty) const {
+    if (lane == 0) mbarrier_arrive(empty);
+  }
+
+  // S = Q K^T, issued.
+  FF_DEVICE void multiply_keys(float (&s)[kScores]) const {
+    const uint32_t q = shared.queries(queries.stage) + warpgroup * 64 * C::kSlabRowBytes;
+    const uint32_t k = shared.keys(keys.stage);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < C::kHeadDim / 16; step++) {
+      const uint32_t within = step % 4 * 32;
+      wgmma<Element>(s, matrix_descriptor(q + step / 4 * C::kQuerySlabBytes + within, 1024, Swizzle::k128),
+                     matrix_descriptor(k + step / 4 * C::kKeySlabBytes + within, 1024, Swizzle::k128), step > 0);
+    }
+    wgmma_commit();
+  }
+
+  // O += P V, issued. V's rows lie along the contraction.
+  FF_DEVICE void multiply_values(float (&o)[kSums], const uint32_t (&weights)[kScores / 2], bool accumulate) const {
+    const uint32_t v = shared.values(values.stage);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < C::kBlockN / 16; step++) {
+      wgmma<Element, Major::kOutput>(
+          o, weights + 4 * step, matrix_descriptor(v + step * 2048, 1024, Swizzle::k128, C::kKeySlabBytes),
+          accumulate || step > 0);
+    }
+    wgmma_commit();
+  }
+
+  // Raw products to exp2(x - M).
+  FF_DEVICE void weigh(const QueryTile& t, const QueryRow (&rows)[2], int all_begin, int all_end, int first_key,
+                       const ScoreUnits& units, Softmax& softmax, float (&s)[kScores], float (&rescale)[2]) const {
+    if constexpr (C::kGeneral) {
+      scale_scores(units, s);
+      if (args.p.bias) add_bias_of<Element>(args.p, t, rows, first_key, s);
+    }
+    if (first_key < all_begin || first_key + C::kBlockN > all_end) hide_keys(rows, first_key, s);
+    softmax.update(s, C::kGeneral ? 1.0f : units.scale, rescale);
+  }
+
+  FF_DEVICE void round_weights(const QueryTile& t, const QueryRow (&rows)[2], int first_key, uint64_t seed,
+                               float (&s)[kScores], uint32_t (&weights)[kScores / 2]) const {
+    if constexpr (C::kGeneral) {
+      if (args.p.dropout_p > 0) drop(args.p, seed, args.dropout_threshold, t, rows, first_key, s);
+    }
+#pragma unroll
+    for (int i = 0; i < kScores / 2; i++) weights[i] = pack_pair<Element>(s[2 * i], s[2 * i + 1]);
+  }
+
+  FF_DEVICE void run_tile(const QueryTile& t, const ScoreUnits& units, uint64_t seed) {
+    const int row = t.first + warpgroup * 64 + warp * 16 + lane / 4;
+    const QueryRow rows[2] = {query_row(args.p, t, row), query_row(args.p, t, row + 8)};
+    int all_begin = larger(rows[0].lo, rows[1].lo), all_end = smaller(rows[0].hi, rows[1].hi);
+#pragma unroll
+    for (int mask = 4; mask <= 16; mask *= 2) {  // keys in between are visible to the warp's 16 rows
+      all_begin = larger(all_begin, shuffle_xor(all_begin, mask));
+      all_end = smaller(all_end, shuffle_xor(all_end, mask));
+    }
+    const int tiles = key_tiles(t, C::kBlockN);
+    Softmax softmax;
+    float o[kSums], s[kScores], rescale[2];
+    uint32_t weights[kScores / 2];
+    if (tiles > 0) {
+      mbarrier_wait(shared.queries_full(queries.stage), queries.parity);
+      mbarrier_wait(shared.keys_full(keys.stage), keys.parity);
+      multiply_keys(s);
+      wgmma_wait<0>();
+      release(shared.keys_empty(keys.stage));
+      keys.advance();
+      weigh(t, rows, all_begin, all_end, t.key_begin, units, softmax, s, rescale);
+      round_weights(t, rows, t.key_begin, seed, s, weights);
+      for (int i = 1; i < tiles; i++) {
+        const int first_key = t.key_begin + i * C::kBlockN;
+        mbarrier_wait(shared.keys_full(keys.stage), keys.parity);
+        multiply_keys(s);
+        mbarrier_wait(shared.values_full(values.stage), values.parity);
+        multiply_values(o, weights, i > 1);
+        wgmma_wait<1>();
+        release(shared.keys_empty(keys.stage));
+        keys.advance();
+        weigh(t, rows, all_begin, all_end, first_key, units, softmax, s, rescale);
+        wgmma_wait<0>();
+        release(shared.values_empty(values.stage));
+        values.advance();
+#pragma unroll
+        for (int n = 0; n < kSums; n++) o[n] *= rescale[n / 2 % 2];
+        round_weights(t, rows, first_key, seed, s, weights);
+      }
+      release(shared.queries_empty(queries.stage));
+      queries.advance();
+      mbarrier_wait(shared.values_full(values.stage), values.parity);
+      multiply_values(o, weights, tiles > 1);
+      wgmma_wait<0>();
+      release(shared.values_empty(values.stage));
+      values.advance();
+    }
+    write_tile<C>(args, t, rows, softmax, o, tiles > 0);
+  }
+
+  FF_DEVICE void run() {
+    const ScoreUnits units(args.p);
+    const uint64_t seed = C::kGeneral && args.p.dropout_p > 0 ? uint64_t(load_global(args.p.seed)) : 0;
+    for (int work = block_index(); work < args.work; work += grid_blocks())
+      run_tile(query_tile(args.p, args.p.schedule, args.blocks, C::kBlockM, work), units, seed);
+  }
+};
+
+template <class C>
+FF_KERNEL(C::kThreads) attention_fwd_kernel(const FF_GRID_CONSTANT AttentionFwdArguments args) {
+  const AttentionFwdShared<C> shared{shared_memory()};
+  const int thread = thread_index();
+  if (thread == 0) {
+    for (int i = 0; i < C::kQueryStages; i++) {
+      mbarrier_init(shared.queries_full(i), C::kQueryThreads);
+      mbarrier_init(shared.queries_empty(i), C::kConsumerWarps);
+    }
+    for (int i = 0; i < C::kStages; i++) {
+      mbarrier_init(shared.keys_full(i), 1);
+      mbarrier_init(shared.values_full(i), 1);
+      mbarrier_init(shared.keys_empty(i), C::kConsumerWarps);
+      mbarrier_init(shared.values_empty(i), C::kConsumerWarps);
+    }
+    mbarrier_init_fence();
+  }
+  block_sync();
+  if (thread < 128) {
+    decrease_registers<C::kProducerRegisters>();
+    if (thread == 0) load_keys_values(args, shared);
+    if (thread >= 32) load_queries(args, shared, thread - 32);
+  } else {
+    increase_registers<C::kConsumerRegisters>();
+    Consumer<C>{args, shared, thread / 128 - 1, thread / 32 % 4, thread % 32, {}, {}, {}}.run();
+  }
+}
+
+}  // namespace fastfuse::cuda

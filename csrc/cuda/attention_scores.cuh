@@ -1,0 +1,110 @@
+// From products to scores in units of log2, in place on a warpgroup's accumulators [64][kBlockN]: scale, softcap, bias,
+// span; and dropout. Thread and element as in hopper/wgmma.h: x[4 j + 2 h + c] is row h of the thread's two, key
+// first_key + 8 j + 2 (thread % 4) + c.
+#pragma once
+
+#include "cuda/attention_tile.cuh"
+#include "cuda/philox.cuh"
+
+namespace fastfuse::cuda {
+
+constexpr float kLog2e = 1.4426950408889634f;
+
+FF_DEVICE float minus_infinity() { return float_of_bits(0xff800000u); }
+
+// What does not change from tile to tile.
+struct ScoreUnits {
+  float scale;     // of products, to log2 units; or where softcap is on, to softcap's
+  float softcap;   // in log2 units; 0: off
+  explicit FF_DEVICE ScoreUnits(const AttentionProblem& p)
+      : scale(p.softcap == 0 ? p.scale * kLog2e : p.scale / p.softcap), softcap(p.softcap * kLog2e) {}
+};
+
+// tanh to float32's precision: 1 - 2 / (1 + e^2u)
+FF_DEVICE float tanh_of(float u) { return 1.0f - 2.0f * reciprocal_approx(1.0f + exp2_approx(u * (2 * kLog2e))); }
+
+template <int kCount>
+FF_DEVICE void scale_scores(const ScoreUnits& units, float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i++) {
+    x[i] *= units.scale;
+    if (units.softcap != 0) x[i] = units.softcap * tanh_of(x[i]);
+  }
+}
+
+template <int kCount>
+FF_DEVICE void hide_keys(const QueryRow (&rows)[2], int first_key, float (&x)[kCount]) {
+  const int key = first_key + thread_index() % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < kCount; i++) {
+    const int j = key + i / 4 * 8 + i % 2;
+    const QueryRow& row = rows[i / 2 % 2];
+    if (j < row.lo || j >= row.hi) x[i] = minus_infinity();
+  }
+}
+
+struct Visible {  // storage of bool
+  uint8_t bits;
+};
+FF_DEVICE float bias_at(const Visible* at) { return load_global(&at->bits) ? 0.0f : minus_infinity(); }
+template <class T>
+FF_DEVICE float bias_at(const T* at) {
+  return to_float(load_global(at)) * kLog2e;
+}
+
+template <class T, int kCount>
+FF_DEVICE void add_bias(const AttentionProblem& p, const QueryTile& t, const QueryRow (&rows)[2], int first_key,
+                        float (&x)[kCount]) {
+  const int key = first_key + thread_index() % 4 * 2;
+  const int64_t* s = p.bias_stride;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    if (!rows[h].exists) continue;
+    const T* row = static_cast<const T*>(p.bias) + t.batch * s[0] + rows[h].head * s[1] + rows[h].query * s[2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; i++) {
+      const int at = i / 2 * 4 + h * 2 + i % 2, j = key + i / 2 * 8 + i % 2;
+      if (j < p.seq_k) x[at] += bias_at(row + j * s[3]);
+    }
+  }
+}
+
+template <class Element, int kCount>
+FF_DEVICE void add_bias_of(const AttentionProblem& p, const QueryTile& t, const QueryRow (&rows)[2], int first_key,
+                           float (&x)[kCount]) {
+  switch (p.bias_dtype) {
+    case DType::kFloat32:
+      return add_bias<float>(p, t, rows, first_key, x);
+    case DType::kBool:
+      return add_bias<Visible>(p, t, rows, first_key, x);
+    default:
+      return add_bias<Element>(p, t, rows, first_key, x);
+  }
+}
+
+// Sets what dropout takes to 0. Element (b, h, i, j) reads word j % 4 of counter (j / 4, i, b H + h, 0). Of the two
+// threads that share four keys, the even one draws for row 0 and the odd one for row 1.
+template <int kCount>
+FF_DEVICE void drop(const AttentionProblem& p, uint64_t seed, uint32_t threshold, const QueryTile& t,
+                    const QueryRow (&rows)[2], int first_key, float (&x)[kCount]) {
+  const int quarter = thread_index() % 4;
+  const bool odd = quarter % 2;
+  const QueryRow& mine = odd ? rows[1] : rows[0];
+#pragma unroll
+  for (int j = 0; j < kCount / 4; j++) {
+    uint32_t words[4] = {uint32_t(first_key / 4 + j * 2 + quarter / 2), uint32_t(mine.query),
+                         uint32_t(t.batch * p.heads + mine.head), 0};
+    philox(words, seed);
+    uint32_t kept = 0;
+#pragma unroll
+    for (int w = 0; w < 4; w++) kept |= uint32_t(words[w] >= threshold) << w;
+    const uint32_t other = shuffle_xor(kept, 1);
+    const uint32_t row0 = (odd ? other : kept) >> (odd ? 2 : 0), row1 = (odd ? kept : other) >> (odd ? 2 : 0);
+    if (!(row0 & 1)) x[4 * j] = 0;
+    if (!(row0 & 2)) x[4 * j + 1] = 0;
+    if (!(row1 & 1)) x[4 * j + 2] = 0;
+    if (!(row1 & 2)) x[4 * j + 3] = 0;
+  }
+}
+
+}  // namespace fastfuse::cuda
