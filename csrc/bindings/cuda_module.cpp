@@ -8,11 +8,13 @@
 
 namespace fastfuse::cuda {
 void register_attention(pybind11::module& m);
+void register_pair(pybind11::module& m);
 }  // namespace fastfuse::cuda
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("device") = fastfuse::cuda::kDevice == at::kCUDA ? "cuda" : "cpu";
   fastfuse::cuda::register_attention(m);
+  fastfuse::cuda::register_pair(m);
 #ifdef FASTFUSE_EMULATION
   m.def("set_seed", &fastfuse::emulation::set_seed, "Of the order in which threads run and copies land.");
 #endif

@@ -11,6 +11,7 @@
 #include "cuda/attention_fwd_config.h"
 #include "cuda/attention_scores.cuh"
 #include "cuda/attention_tile.cuh"
+#include "cuda/quad.cuh"
 #include "cuda/ring.cuh"
 
 namespace fastfuse::cuda {
@@ -158,21 +159,6 @@ FF_DEVICE RowEnd row_end(const AttentionForward& p, int head, float max, float s
   }
   if (p.gate) end.factor *= hyperbolic_tangent(load_global(p.gate + head));
   return end;
-}
-
-// The four threads of a row exchange words so that each has 16 bytes of the row: word[s] of thread t becomes word[t] of
-// thread s.
-FF_DEVICE void transpose_quad(uint32_t (&word)[4]) {
-#pragma unroll
-  for (int bit = 1; bit <= 2; bit *= 2) {
-    const bool upper = thread_index() & bit;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (i & bit) continue;
-      const uint32_t got = shuffle_xor(upper ? word[i] : word[i | bit], bit);
-      (upper ? word[i] : word[i | bit]) = got;
-    }
-  }
 }
 
 template <class C>
