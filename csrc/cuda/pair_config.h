@@ -1,13 +1,13 @@
 // Sizes of the kernels that sweep over tiles of pairs, and their map of shared memory.
 //
-//     warpgroup 0      producer: warp 0 loads features by TMA, warp 1 what else belongs to a tile's columns
+//     warpgroup 0      producer: warp 0 loads features by TMA, warps 1 and 2 what else belongs to columns
 //     warpgroups 1, 2  consumers: 64 rows of the tile each
 //
 //     0      mbarriers
 //     1024   A         [kStages][kBlockM][64]   rows of 128 bytes, swizzled: 64 of the features
 //            B         [kStages][kBlockN][64]
 //            columns   [kColumnStages]: key int64 [kBlockN], skip int64 [kBlockN], values float [kValues][kBlockN],
-//                      marked int32
+//                      marked int32 [2]
 //            exchange  [kConsumers][2][4 warps][kBlockN] float, where the columns have results
 #pragma once
 
@@ -53,12 +53,14 @@ struct PairShared {
   FF_DEVICE uint32_t a(int stage) const { return base + C::kA + stage * C::kABytes; }
   FF_DEVICE uint32_t b(int stage) const { return base + C::kB + stage * C::kBBytes; }
   FF_DEVICE uint32_t columns(int stage) const { return base + C::kColumns + stage * C::kColumnBytes; }
-  FF_DEVICE uint32_t key(int stage, int column) const { return columns(stage) + column * 8; }
-  FF_DEVICE uint32_t skip(int stage, int column) const { return key(stage, C::kBlockN + column); }
+  // of: 0 keys, 1 skips
+  FF_DEVICE uint32_t label(int stage, int of, int column) const {
+    return columns(stage) + (of * C::kBlockN + column) * 8;
+  }
   FF_DEVICE uint32_t value(int stage, int which, int column) const {
     return columns(stage) + C::kBlockN * 16 + (which * C::kBlockN + column) * 4;
   }
-  FF_DEVICE uint32_t marked(int stage) const { return value(stage, C::kValues, 0); }
+  FF_DEVICE uint32_t marked(int stage, int of) const { return value(stage, C::kValues, of); }
   FF_DEVICE uint32_t exchange(int warpgroup, int plane, int warp, int column) const {
     return base + C::kExchangeAt + warpgroup * C::kExchangeBytes + ((plane * 4 + warp) * C::kBlockN + column) * 4;
   }

@@ -1,6 +1,6 @@
-// A tile's products as logits, and the marks of its pairs.
+// What makes logits of a tile's products, and the marks of its pairs.
 //
-//     x_ij = ((products_ij inverse_j) (inverse_i scale))       each product rounded: forward and backward see the same bits
+//     x_ij = (products_ij inverse_j) (inverse_i scale)       each product rounded: forward and backward see the same bits
 #pragma once
 
 #include "cuda/pair_sweep.cuh"
@@ -13,76 +13,89 @@ FF_DEVICE float exp_of(float x) { return exp2_approx(x * kLog2e); }  // 1 at 0
 
 // What a consumer's thread knows of its two rows.
 struct PairRows {
-  int row[2];          // of the problem; may lie beyond its end
-  float inverse[2];    // 0 beyond
-  float scaled[2];     // inverse * scale
-  int64_t key[2], skip[2];
+  int row[2];        // of the problem; may lie beyond its end
+  float inverse[2];  // 0 beyond
+  float scaled[2];   // inverse * scale
 
   FF_DEVICE void load(const PairProblem& p, const PairThread& who, int row_tile) {
     const float scale = load_global(p.scale);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       row[h] = row_tile * kPairBlockM + who.row(h);
-      const int there = row[h] < p.a.n ? row[h] : p.a.n - 1;
-      inverse[h] = row[h] < p.a.n ? load_global(p.a.inverse + there) : 0.0f;
+      inverse[h] = row[h] < p.a.n ? load_global(p.a.inverse + row[h]) : 0.0f;
       scaled[h] = inverse[h] * scale;
-      key[h] = load_global(p.labels.row_key + there);
-      skip[h] = p.labels.row_skip ? load_global(p.labels.row_skip + there) : 0;
     }
   }
 };
 
-// products become c_ij / inverse_i.
-template <class C>
-FF_DEVICE void apply_column_inverses(const PairShared<C>& shared, const PairThread& who, int stage,
-                                     float (&x)[C::kProducts]) {
+// Tiles that have to be looked at are worked on in quarters of their columns, each in turn in the first quarter of a
+// thread's products, so that there is one copy of that code. Four turns bring all back to their places.
+inline constexpr int kQuarters = 4, kQuarter = kPairBlockN / 2 / kQuarters;  // products
+
+template <int kCount>
+FF_DEVICE void turn(float (&x)[kCount]) {
+  float first[kQuarter];
 #pragma unroll
-  for (int j = 0; j < C::kProducts / 4; j++) {
-    const Two<float> inverse = load_two<float>(shared.value(stage, 0, who.col(j)));
+  for (int i = 0; i < kQuarter; i++) first[i] = x[i];
 #pragma unroll
-    for (int i = 0; i < 4; i++) x[4 * j + i] = multiply_exactly(x[4 * j + i], inverse.at[i % 2]);
-  }
+  for (int i = 0; i < kCount; i++) x[i] = i + kQuarter < kCount ? x[i + kQuarter] : first[i + kQuarter - kCount];
 }
 
-// A bit for each of a thread's products.
-template <int kCount>
-struct Bits {
-  uint32_t word[kCount / 32] = {};
+// Which pairs of a thread's rows there are among columns from `first` on: those within the problem, symmetric from the
+// diagonal on. i: of the products, a constant. Of rows beyond the end, whose inverse is 0, nothing is told.
+struct PairBounds {
+  int end;       // columns, counted from the first
+  int diagonal;  // the one that is row 0 itself, symmetric; else before all others
 
-  FF_DEVICE void set(int i, bool value) { word[i / 32] |= uint32_t(value) << i % 32; }
-  FF_DEVICE bool operator[](int i) const { return word[i / 32] >> i % 32 & 1; }
+  FF_DEVICE PairBounds(const PairProblem& p, const PairRows& rows, int first) {
+    end = p.b.n - first;
+    diagonal = p.symmetric ? rows.row[0] - first : -kPairBlockN;
+  }
+  FF_DEVICE bool there(int i) const { return column(i) < end && column(i) - row(i) >= diagonal; }
+  FF_DEVICE bool own(int i) const { return column(i) - row(i) == diagonal; }  // a row with itself: no pair of a column's
+
+  static FF_DEVICE constexpr int column(int i) { return i / 4 * 8 + i % 2; }
+  static FF_DEVICE constexpr int row(int i) { return i / 2 % 2 * 8; }
 };
 
-// The pairs of a thread in a tile that has to be looked at.
-template <class C>
+// What the labels say of the pairs of a quarter: a bit for each product.
 struct PairMarks {
-  Bits<C::kProducts> there;     // symmetric: from the diagonal on
-  Bits<C::kProducts> positive;  // and there
-  Bits<C::kProducts> visible;   // there and not left out
-  Bits<C::kProducts> own;       // symmetric: a row with itself, which is no pair of a column's
+  uint32_t positives = 0, visibles = 0;
 
+  FF_DEVICE bool positive(int i) const { return positives >> i & 1; }
+  FF_DEVICE bool visible(int i) const { return visibles >> i & 1; }  // there and not left out
+  FF_DEVICE int positives_of_row(int h) const { return count_bits(positives & (h ? 0xccccccccu : 0x33333333u)); }
+
+  template <class C>
   FF_DEVICE PairMarks(const PairProblem& p, const PairShared<C>& shared, const PairThread& who, const PairRows& rows,
-                      int col_tile, int stage) {
+                      const PairBounds& bounds, int quarter, int stage) {
+    int64_t key[2], skip[2];
+    bool row_there[2];
 #pragma unroll
-    for (int j = 0; j < C::kProducts / 4; j++) {
-      const Two<int64_t> keys = load_two<int64_t>(shared.key(stage, who.col(j)));
+    for (int h = 0; h < 2; h++) {
+      row_there[h] = rows.row[h] < p.a.n;
+      const int row = row_there[h] ? rows.row[h] : p.a.n - 1;
+      key[h] = load_global(p.labels.row_key + row);
+      skip[h] = p.labels.row_skip ? load_global(p.labels.row_skip + row) : 0;
+    }
+#pragma unroll 2
+    for (int j = 0; j < kQuarter / 4; j++) {
+      const int column = who.col(quarter * kQuarter / 4 + j);
+      const Two<int64_t> keys = load_two<int64_t>(shared.label(stage, 0, column));
       Two<int64_t> skips{};
-      if (p.labels.col_skip) skips = load_two<int64_t>(shared.skip(stage, who.col(j)));
+      if (p.labels.col_skip) skips = load_two<int64_t>(shared.label(stage, 1, column));
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const int h = i / 2, c = i % 2, col = col_tile * C::kBlockN + who.col(j) + c;
-        bool is_positive = keys.at[c] == rows.key[h];
-        bool hidden = p.labels.col_skip && skips.at[c] == rows.skip[h];
+        bool positive = keys.at[i % 2] == key[i / 2];
+        bool hidden = p.labels.col_skip && skips.at[i % 2] == skip[i / 2];
         if (p.labels.skip_positives) {
-          is_positive &= !hidden;
+          positive &= !hidden;
         } else {
-          hidden &= !is_positive;
+          hidden &= !positive;
         }
-        const bool is_there = rows.row[h] < p.a.n && col < p.b.n && (!p.symmetric || rows.row[h] <= col);
-        there.set(4 * j + i, is_there);
-        positive.set(4 * j + i, is_there && is_positive);
-        visible.set(4 * j + i, is_there && !hidden);
-        own.set(4 * j + i, p.symmetric && rows.row[h] == col);
+        const bool there = row_there[i / 2] && bounds.there(4 * j + i);
+        positives |= uint32_t(there && positive) << (4 * j + i);
+        visibles |= uint32_t(there && !hidden) << (4 * j + i);
       }
     }
   }

@@ -64,31 +64,30 @@ FF_DEVICE void take_in(const float (&x)[kCount], int h, float& top, float& rest)
     } else {
       equal += 1;
     }
+    if (i % 8 == 7) warp_sync();  // keeps the compiler from having too much in flight for its registers
   }
   const float old = exp_of(top - now);
   rest = rest * old + others + (top < now ? old + (equal - 1) : equal);
   top = now;
 }
 
-// Values first[i], second[i] of kCount columns, each thread's own for its rows, merged over the 8 threads of a warp that
-// have the same columns: entries 0 and 1 of lane l are then those of columns reduced_at(l) + 0 and 1.
-template <int kCount, class Merge>
-FF_DEVICE void reduce_rows(int lane, float (&first)[kCount], float (&second)[kCount], const Merge& merge) {
-  static_assert(kCount == 16);
+// Two numbers of each of 8 columns, every thread's own for its rows, merged over the 8 threads of a warp that have the same
+// columns; entry 0 of lane l is then that of column l / 4.
+template <class Merge>
+FF_DEVICE void reduce_rows(int lane, float (&first)[8], float (&second)[8], const Merge& merge) {
 #pragma unroll
   for (int mask = 16; mask >= 4; mask /= 2) {
-    const int half = mask / 2;
     const bool upper = lane & mask;
 #pragma unroll
-    for (int i = 0; i < half; i++) {
-      const float got_first = shuffle_xor(upper ? first[i] : first[i + half], mask);
-      const float got_second = shuffle_xor(upper ? second[i] : second[i + half], mask);
-      if (upper) first[i] = first[i + half], second[i] = second[i + half];
+    for (int i = 0; i < mask / 4; i++) {
+      const int other = i + mask / 4;
+      const float got_first = shuffle_xor(upper ? first[i] : first[other], mask);
+      const float got_second = shuffle_xor(upper ? second[i] : second[other], mask);
+      if (upper) first[i] = first[other], second[i] = second[other];
       merge(got_first, got_second, first[i], second[i]);
     }
   }
 }
-FF_DEVICE int reduced_at(int lane) { return (lane & 16) / 2 + (lane & 8) / 2 + (lane & 4) / 2; }
 
 template <class Element_>
 struct Lse {
@@ -105,7 +104,7 @@ struct Lse {
   FF_DEVICE Lse(const LseArguments& args, const PairShared<C>& shared, const PairThread& who)
       : args(args), shared(shared), who(who) {}
 
-  static FF_DEVICE bool looks_at_all(const LseArguments& args) { return args.p.uniform; }
+  static FF_DEVICE bool looks_at_all(const LseArguments&) { return false; }
   static FF_DEVICE void stage_column(const LseArguments& args, const PairShared<C>& shared, int stage, int column,
                                      int j) {
     store_shared(shared.value(stage, 0, column), j < args.p.b.n ? load_global(args.p.b.inverse + j) : 0.0f);
@@ -125,27 +124,28 @@ struct Lse {
     return args.col_parts + ((int64_t(block_index()) * C::kConsumers + who.warpgroup) * kPlanes + plane) * args.col_pitch;
   }
 
-  // values(i) gives what product i adds to two planes of its column; merge(first, second, to_first, to_second).
+  // What the warp's rows add to two planes of 32 columns from tile column 8 j on: values(i) of products i and i + 2 first,
+  // then over the warp. Left in the exchange.
   template <class Values, class Merge>
-  FF_DEVICE void columns_take_in(const TileWalk& at, int first_plane, int second_plane, const Values& values,
-                                 const Merge& merge) {
-    constexpr int kGroups = 8;  // of 8 columns at a time
+  FF_DEVICE void reduce_columns(int j, int first_product, const Values& values, const Merge& merge) const {
+    float first[8], second[8];
 #pragma unroll
-    for (int group = 0; group < C::kProducts / 4; group += kGroups) {
-      float first[2 * kGroups], second[2 * kGroups];
-#pragma unroll
-      for (int i = 0; i < 2 * kGroups; i++) {
-        const int product = 4 * (group + i / 2) + i % 2;
-        values(product, first[i], second[i]);
-        float other_first, other_second;
-        values(product + 2, other_first, other_second);
-        merge(other_first, other_second, first[i], second[i]);
-      }
-      reduce_rows(who.lane, first, second, merge);
-      const int column = who.col(group + reduced_at(who.lane) / 2);
-      store_shared(shared.exchange(who.warpgroup, 0, who.warp, column), Two<float>{first[0], first[1]});
-      store_shared(shared.exchange(who.warpgroup, 1, who.warp, column), Two<float>{second[0], second[1]});
+    for (int i = 0; i < 8; i++) {
+      const int product = first_product + i / 2 * 4 + i % 2;
+      values(product, first[i], second[i]);
+      float other_first, other_second;
+      values(product + 2, other_first, other_second);
+      merge(other_first, other_second, first[i], second[i]);
     }
+    reduce_rows(who.lane, first, second, merge);
+    const int column = who.col(j + who.lane / 8) + who.lane / 4 % 2;
+    store_shared(shared.exchange(who.warpgroup, 0, who.warp, column), first[0]);
+    store_shared(shared.exchange(who.warpgroup, 1, who.warp, column), second[0]);
+  }
+
+  // The exchange into two planes of the warpgroup's part. Each thread has two columns, which nobody else writes.
+  template <class Merge>
+  FF_DEVICE void merge_columns(const TileWalk& at, int first_plane, int second_plane, const Merge& merge) const {
     named_barrier_sync(1 + who.warpgroup, 128);
     const int column = 2 * who.thread();
     auto* to_first = reinterpret_cast<Two<float>*>(col_part(first_plane) + at.col * C::kBlockN + column);
@@ -163,7 +163,6 @@ struct Lse {
     named_barrier_sync(1 + who.warpgroup, 128);
   }
 
-  // The thread's two columns, which nobody else writes.
   FF_DEVICE void begin_columns(const TileWalk& at) const {
 #pragma unroll
     for (int plane = 0; plane < kPlanes; plane++) {
@@ -173,54 +172,83 @@ struct Lse {
     }
   }
 
-  // Positives and sums of a tile that has to be looked at; then what is left out becomes kHidden.
-  FF_DEVICE void look(const TileWalk& at, const PairMarks<C>& marks, float (&x)[C::kProducts]) {
+  // Sums of a tile's logits over all pairs, left out or not.
+  FF_DEVICE void add_all(const TileWalk& at, const float (&x)[C::kProducts]) {
+    const PairBounds bounds(args.p, rows, at.col * C::kBlockN + who.col(0));
 #pragma unroll
-    for (int i = 0; i < C::kProducts; i++) {
-      float(&to)[kPlanes] = line[i / 2 % 2];
-      if (marks.positive[i]) to[kPositives] += x[i], to[kCount] += 1;
-      if (args.p.uniform && marks.there[i]) to[kSum] += x[i];
-    }
-    if (args.col_parts) {
-      columns_take_in(at, kPositives, kCount, [&](int i, float& sum, float& count) {
-        const bool counts = marks.positive[i] && !marks.own[i];
-        sum = counts ? x[i] : 0.0f;
-        count = counts ? 1.0f : 0.0f;
-      }, AddBoth{});
-    }
-    if (args.col_parts && args.p.uniform) {
-      columns_take_in(at, kSum, kCount, [&](int i, float& sum, float& nothing) {
-        sum = marks.there[i] && !marks.own[i] ? x[i] : 0.0f;
+    for (int i = 0; i < C::kProducts; i++) line[i / 2 % 2][kSum] += bounds.there(i) ? x[i] : 0.0f;
+    if (!args.col_parts) return;
+#pragma unroll
+    for (int j = 0; j < C::kProducts / 4; j += 4) {
+      reduce_columns(j, 4 * j, [&](int i, float& sum, float& nothing) {
+        sum = bounds.there(i) && !bounds.own(i) ? x[i] : 0.0f;
         nothing = 0;
       }, AddBoth{});
     }
+    merge_columns(at, kSum, kCount, AddBoth{});
+  }
+
+  // Positives of a tile that has to be looked at; what is left out becomes kHidden.
+  FF_DEVICE void look(const TileWalk& at, int stage, float (&x)[C::kProducts]) {
+#pragma unroll 1
+    for (int quarter = 0; quarter < kQuarters; quarter++) {
+      const int first = quarter * kQuarter / 4;
+      const PairBounds bounds(args.p, rows, at.col * C::kBlockN + who.col(first));
+      const PairMarks marks(args.p, shared, who, rows, bounds, quarter, stage);
 #pragma unroll
-    for (int i = 0; i < C::kProducts; i++) x[i] = marks.visible[i] ? x[i] : kHidden;
+      for (int i = 0; i < kQuarter; i++) {
+        if (!marks.visible(i)) x[i] = kHidden;
+        line[i / 2 % 2][kPositives] += marks.positive(i) ? x[i] : 0.0f;
+      }
+#pragma unroll
+      for (int h = 0; h < 2; h++) line[h][kCount] += float(marks.positives_of_row(h));
+      if (args.col_parts) {
+#pragma unroll
+        for (int j = 0; j < kQuarter / 4; j += 4) {
+          reduce_columns(first + j, 4 * j, [&](int i, float& sum, float& count) {
+            const bool counts = marks.positive(i) && !bounds.own(i);
+            sum = counts ? x[i] : 0.0f;
+            count = counts ? 1.0f : 0.0f;
+          }, AddBoth{});
+        }
+      }
+      turn(x);
+    }
+    if (args.col_parts) merge_columns(at, kPositives, kCount, AddBoth{});
+  }
+
+  // A row with itself is no pair of a column's.
+  FF_DEVICE void hide_own(const TileWalk& at, float (&x)[C::kProducts]) const {
+    const PairBounds bounds(args.p, rows, at.col * C::kBlockN + who.col(0));
+#pragma unroll
+    for (int i = 0; i < C::kProducts; i++) {
+      if (bounds.own(i)) x[i] = kHidden;
+    }
   }
 
   FF_DEVICE void tile(const TileWalk& at, int stage, bool marked, float (&x)[C::kProducts]) {
-    apply_column_inverses(shared, who, stage, x);
 #pragma unroll
-    for (int i = 0; i < C::kProducts; i++) x[i] = multiply_exactly(x[i], rows.scaled[i / 2 % 2]);
-    if (args.col_parts && at.first_meeting()) begin_columns(at);
-    if (marked) {
-      const PairMarks<C> marks(args.p, shared, who, rows, at.col, stage);
-      look(at, marks, x);
+    for (int j = 0; j < C::kProducts / 4; j++) {
+      const Two<float> inverse = load_two<float>(shared.value(stage, 0, who.col(j)));
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        x[4 * j + i] = multiply_exactly(multiply_exactly(x[4 * j + i], inverse.at[i % 2]), rows.scaled[i / 2]);
     }
+    if (args.col_parts && at.first_meeting()) begin_columns(at);
+    if (args.p.uniform) add_all(at, x);
+    if (marked) look(at, stage, x);
 #pragma unroll
     for (int h = 0; h < 2; h++) take_in(x, h, line[h][kTop], line[h][kRest]);
     if (!args.col_parts) return;
-    if (marked && args.p.symmetric) {
+    if (marked && args.p.symmetric) hide_own(at, x);
 #pragma unroll
-      for (int i = 0; i < C::kProducts; i++) {
-        const int col = at.col * C::kBlockN + who.col(i / 4) + i % 2;
-        if (col == rows.row[i / 2 % 2]) x[i] = kHidden;
-      }
+    for (int j = 0; j < C::kProducts / 4; j += 4) {
+      reduce_columns(j, 4 * j, [&](int i, float& top, float& rest) {
+        top = x[i];
+        rest = 0;
+      }, MergeLines{});
     }
-    columns_take_in(at, kTop, kRest, [&](int i, float& top, float& rest) {
-      top = x[i];
-      rest = 0;
-    }, MergeLines{});
+    merge_columns(at, kTop, kRest, MergeLines{});
   }
 
   FF_DEVICE void end_rows(int row) {

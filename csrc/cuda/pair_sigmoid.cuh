@@ -48,40 +48,71 @@ struct Sigmoid {
   FF_DEVICE void end_rows(int) const {}
   FF_DEVICE void finish() { write_sums(who, sum, args.p.sums); }
 
-  // One pair; its value becomes dx.
-  FF_DEVICE void take(bool there, bool positive, int h, float& value, float& loss, float (&dscale)[2],
-                      float& dbias) const {
-    const float x = fused_multiply_add(value, rows.scaled[h], bias), z = positive ? -x : x;
-    const float e = exp_of(z < 0 ? z : -z), share = reciprocal_approx(1.0f + e);
-    float g = z < 0 ? e * share : share, softplus = maximum(z, 0.0f) + log1p_unit(e);
-    if (positive) g = -g;
-    if (!there) g = softplus = 0;
-    loss += softplus;
-    dbias += g;
-    dscale[h] += g * value;
-    value = g;
+  struct TileSums {
+    float loss = 0, dbias = 0;
+    float dscale[2] = {0, 0};  // of the two rows, without inverse_i
+  };
+
+  // Four products, i on, of column j become G.
+  FF_DEVICE void take(int stage, int column, int i, const bool (&there)[4], const bool (&positive)[4],
+                      float (&x)[C::kProducts], TileSums& sums) const {
+    const Two<float> col_inverse = load_two<float>(shared.value(stage, 0, column));
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float softplus[2], dx[2], product[2];  // summed first: long chains of additions would lag, and hold registers
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        const int k = 2 * h + c;
+        const float cosine = x[i + k] * col_inverse.at[c];  // / inverse_i
+        const float logit = fused_multiply_add(cosine, rows.scaled[h], bias), z = positive[k] ? -logit : logit;
+        const float e = exp_of(z < 0 ? z : -z), share = reciprocal_approx(1.0f + e), g = z < 0 ? e * share : share;
+        softplus[c] = there[k] ? maximum(z, 0.0f) + log1p_unit(e) : 0.0f;
+        dx[c] = there[k] ? positive[k] ? -g : g : 0.0f;
+        product[c] = dx[c] * cosine;
+        x[i + k] = dx[c] * col_inverse.at[c] * rows.inverse[h];
+      }
+      sums.loss += softplus[0] + softplus[1];
+      sums.dbias += dx[0] + dx[1];
+      sums.dscale[h] += product[0] + product[1];
+    }
+  }
+
+  FF_DEVICE void plain_tile(int stage, float (&x)[C::kProducts], TileSums& sums) const {
+#pragma unroll
+    for (int j = 0; j < C::kProducts / 4; j++) {
+      take(stage, who.col(j), 4 * j, {true, true, true, true}, {}, x, sums);
+      if (j % 4 == 3) warp_sync();  // keeps the compiler from having too much in flight for its registers
+    }
+  }
+
+  FF_DEVICE void marked_tile(int col_tile, int stage, float (&x)[C::kProducts], TileSums& sums) const {
+#pragma unroll 1
+    for (int quarter = 0; quarter < kQuarters; quarter++) {
+      const int first = quarter * kQuarter / 4;
+      const PairBounds bounds(args.p, rows, col_tile * C::kBlockN + who.col(first));
+      const PairMarks marks(args.p, shared, who, rows, bounds, quarter, stage);
+#pragma unroll
+      for (int j = 0; j < kQuarter / 4; j++) {
+        bool there[4], positive[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) there[k] = marks.visible(4 * j + k), positive[k] = marks.positive(4 * j + k);
+        take(stage, who.col(first + j), 4 * j, there, positive, x, sums);
+      }
+      turn(x);
+    }
   }
 
   FF_DEVICE void tile(const TileWalk& at, int stage, bool marked, float (&x)[C::kProducts]) {
-    apply_column_inverses(shared, who, stage, x);
-    float loss = 0, dbias = 0, dscale[2] = {0, 0};
+    TileSums sums;
     if (marked) {
-      const PairMarks<C> marks(args.p, shared, who, rows, at.col, stage);
-#pragma unroll
-      for (int i = 0; i < C::kProducts; i++)
-        take(marks.there[i], marks.positive[i], i / 2 % 2, x[i], loss, dscale, dbias);
+      marked_tile(at.col, stage, x, sums);
     } else {
-#pragma unroll
-      for (int i = 0; i < C::kProducts; i++) take(true, false, i / 2 % 2, x[i], loss, dscale, dbias);
+      plain_tile(stage, x, sums);
     }
-    sum[0] += loss;
-    sum[1] += double(dscale[0] * rows.inverse[0]) + double(dscale[1] * rows.inverse[1]);
-    sum[2] += dbias;
-    if (!args.p.chunk.g) return;
-    apply_column_inverses(shared, who, stage, x);
-#pragma unroll
-    for (int i = 0; i < C::kProducts; i++) x[i] *= rows.inverse[i / 2 % 2];
-    write_chunk<C>(args.p, args.p.chunk, who, rows, at.col, x);
+    sum[0] += sums.loss;
+    sum[1] += double(sums.dscale[0] * rows.inverse[0]) + double(sums.dscale[1] * rows.inverse[1]);
+    sum[2] += sums.dbias;
+    if (args.p.chunk.g) write_chunk<C>(args.p, args.p.chunk, who, rows, at.col, x);
   }
 };
 

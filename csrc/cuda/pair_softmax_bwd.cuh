@@ -14,7 +14,6 @@ struct SoftmaxBwdArguments : SweepArguments {
   PairSoftmaxBwd p;
   float row_uniform, col_uniform;  // label_smoothing / M, label_smoothing / N
   float col_weight;                // N / M; 1 where symmetric
-  bool with_cols;
 };
 
 // A line's numbers: kReference, kRest as stored; kPositive: (1 - smoothing) / count; kInverse: weight / (1 + rest);
@@ -40,7 +39,8 @@ FF_DEVICE float line_gradient(float e, float share, float target, float rest, fl
   return ((share * e - target) - target * rest) * inverse;
 }
 
-template <class Element_>
+// kCols: the columns have losses too.
+template <class Element_, bool kCols>
 struct SoftmaxBwd {
   using Element = Element_;
   using C = PairConfig<Element, 1 + kLineNumbers, false>;
@@ -62,7 +62,7 @@ struct SoftmaxBwd {
     const PairSoftmaxBwd& p = args.p;
     const bool there = j < p.b.n;
     float number[kLineNumbers] = {};
-    if (there && args.with_cols)
+    if (there && kCols)
       load_line(p.symmetric ? p.rows : p.cols, p.b.n, j, p.label_smoothing, args.col_weight, number);
     store_shared(shared.value(stage, 0, column), there ? load_global(p.b.inverse + j) : 0.0f);
 #pragma unroll
@@ -80,69 +80,86 @@ struct SoftmaxBwd {
   FF_DEVICE void end_rows(int) const {}
   FF_DEVICE void finish() { write_sums(who, sum, args.p.sums); }
 
-  FF_DEVICE Two<float> column(int stage, LineNumber number, int j) const {
-    return load_two<float>(shared.value(stage, 1 + number, who.col(j)));
+  // Two neighbouring columns.
+  FF_DEVICE Two<float> column(int stage, LineNumber number, int column) const {
+    return load_two<float>(shared.value(stage, 1 + number, column));
   }
 
-  // c_ij / inverse_i, which x is made of, becomes G's element without the inverses.
+  // Products become G. dscale: of the two rows, without inverse_i.
   FF_DEVICE void plain_tile(int stage, float (&x)[C::kProducts], float (&dscale)[2]) const {
 #pragma unroll
     for (int j = 0; j < C::kProducts / 4; j++) {
-      const Two<float> reference = column(stage, kReference, j), coefficient = column(stage, kCoefficient, j);
+      const int col = who.col(j);
+      const Two<float> col_inverse = load_two<float>(shared.value(stage, 0, col));
+      const Two<float> reference = column(stage, kReference, col), coefficient = column(stage, kCoefficient, col);
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int h = i / 2, c = i % 2;
-        float& value = x[4 * j + i];
-        const float logit = multiply_exactly(value, rows.scaled[h]);
-        float g = exp_of(logit - line[h][kReference]) * line[h][kCoefficient];
-        if (args.with_cols) g += exp_of(logit - reference.at[c]) * coefficient.at[c];
-        dscale[h] += g * value;
-        value = g;
+      for (int h = 0; h < 2; h++) {
+        float pair[2];  // summed first: dscale's chain of additions would lag, and hold registers
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+          float& value = x[4 * j + 2 * h + c];
+          const float cosine = multiply_exactly(value, col_inverse.at[c]);  // / inverse_i
+          const float logit = multiply_exactly(cosine, rows.scaled[h]);
+          float g = exp_of(logit - line[h][kReference]) * line[h][kCoefficient];
+          if (kCols) g += exp_of(logit - reference.at[c]) * coefficient.at[c];
+          pair[c] = g * cosine;
+          value = g * col_inverse.at[c] * rows.inverse[h];
+        }
+        dscale[h] += pair[0] + pair[1];
       }
+      if (j % 4 == 3) warp_sync();  // keeps the compiler from having too much in flight for its registers
     }
   }
 
-  FF_DEVICE void marked_tile(const PairMarks<C>& marks, int stage, float (&x)[C::kProducts],
-                             float (&dscale)[2]) const {
+  FF_DEVICE void marked_quarter(const PairBounds& bounds, const PairMarks& marks, int quarter, int stage,
+                                float (&x)[C::kProducts], float (&dscale)[2]) const {
     const float smoothing = args.p.label_smoothing;
 #pragma unroll
-    for (int j = 0; j < C::kProducts / 4; j++) {
-      const Two<float> reference = column(stage, kReference, j), rest = column(stage, kRest, j);
-      const Two<float> positive = column(stage, kPositive, j), inverse = column(stage, kInverse, j);
+    for (int j = 0; j < kQuarter / 4; j++) {
+      const int col = who.col(quarter * kQuarter / 4 + j);
+      const Two<float> col_inverse = load_two<float>(shared.value(stage, 0, col));
+      const Two<float> reference = column(stage, kReference, col), rest = column(stage, kRest, col);
+      const Two<float> positive = column(stage, kPositive, col), inverse = column(stage, kInverse, col);
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int h = i / 2, c = i % 2, at = 4 * j + i;
-        const bool visible = marks.visible[at], is_positive = marks.positive[at];
+      for (int h = 0; h < 2; h++) {
         const float(&row)[kLineNumbers] = line[h];
-        const float logit = multiply_exactly(x[at], rows.scaled[h]);
-        float g = line_gradient(visible ? exp_of(logit - row[kReference]) : 0.0f, share_of(row[kPositive], smoothing),
-                                (is_positive ? row[kPositive] : 0.0f) + args.row_uniform, row[kRest], row[kInverse]);
-        if (args.with_cols && !marks.own[at]) {
-          g += line_gradient(visible ? exp_of(logit - reference.at[c]) : 0.0f, share_of(positive.at[c], smoothing),
-                             (is_positive ? positive.at[c] : 0.0f) + args.col_uniform, rest.at[c], inverse.at[c]);
+        float pair[2];
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+          const int at = 4 * j + 2 * h + c;
+          const bool visible = marks.visible(at), is_positive = marks.positive(at);
+          const float cosine = multiply_exactly(x[at], col_inverse.at[c]);
+          const float logit = multiply_exactly(cosine, rows.scaled[h]);
+          float g = line_gradient(visible ? exp_of(logit - row[kReference]) : 0.0f, share_of(row[kPositive], smoothing),
+                                  (is_positive ? row[kPositive] : 0.0f) + args.row_uniform, row[kRest], row[kInverse]);
+          if (kCols && !bounds.own(at)) {
+            g += line_gradient(visible ? exp_of(logit - reference.at[c]) : 0.0f, share_of(positive.at[c], smoothing),
+                               (is_positive ? positive.at[c] : 0.0f) + args.col_uniform, rest.at[c], inverse.at[c]);
+          }
+          if (!bounds.there(at)) g = 0;
+          pair[c] = g * cosine;
+          x[at] = g * col_inverse.at[c] * rows.inverse[h];
         }
-        if (!marks.there[at]) g = 0;
-        dscale[h] += g * x[at];
-        x[at] = g;
+        dscale[h] += pair[0] + pair[1];
       }
     }
   }
 
   FF_DEVICE void tile(const TileWalk& at, int stage, bool marked, float (&x)[C::kProducts]) {
-    apply_column_inverses(shared, who, stage, x);
     float dscale[2] = {0, 0};
     if (marked) {
-      const PairMarks<C> marks(args.p, shared, who, rows, at.col, stage);
-      marked_tile(marks, stage, x, dscale);
+#pragma unroll 1
+      for (int quarter = 0; quarter < kQuarters; quarter++) {
+        const PairBounds bounds(args.p, rows, at.col * C::kBlockN + who.col(quarter * kQuarter / 4));
+        const PairMarks marks(args.p, shared, who, rows, bounds, quarter, stage);
+        marked_quarter(bounds, marks, quarter, stage, x, dscale);
+        turn(x);
+      }
     } else {
       plain_tile(stage, x, dscale);
     }
     sum[0] += double(dscale[0] * rows.inverse[0]) + double(dscale[1] * rows.inverse[1]);
-    if (!args.p.chunk.g) return;
-    apply_column_inverses(shared, who, stage, x);
-#pragma unroll
-    for (int i = 0; i < C::kProducts; i++) x[i] *= rows.inverse[i / 2 % 2];
-    write_chunk<C>(args.p, args.p.chunk, who, rows, at.col, x);
+    if (args.p.chunk.g) write_chunk<C>(args.p, args.p.chunk, who, rows, at.col, x);
   }
 };
 

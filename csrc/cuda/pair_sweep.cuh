@@ -74,8 +74,7 @@ struct LabelRange {
 
 FF_DEVICE LabelRange range_of_rows(const int64_t* labels, int first, int n, int lane) {
   LabelRange range;
-  if (!labels) return range;
-#pragma unroll
+#pragma unroll 1
   for (int i = lane; i < kPairBlockM; i += 32) {
     if (first + i < n) range.take(load_global(labels + first + i));
   }
@@ -83,47 +82,40 @@ FF_DEVICE LabelRange range_of_rows(const int64_t* labels, int first, int n, int 
   return range;
 }
 
-// One warp: labels and values of the columns of each tile, and whether any pair of it has to be looked at: one that is
-// marked, or not there.
+// One of two warps: `of` 0 has the keys and the values of each tile's columns, 1 the skips. Each says whether any pair of
+// the tile has to be looked at: one that may be marked, or may not be there.
 template <class Kind>
-FF_DEVICE void load_columns(const typename Kind::Arguments& args, const PairShared<typename Kind::C>& shared,
+FF_DEVICE void load_columns(const typename Kind::Arguments& args, const PairShared<typename Kind::C>& shared, int of,
                             int lane) {
   using C = typename Kind::C;
   const PairProblem& p = args.p;
+  const int64_t* row_labels = of == 0 ? p.labels.row_key : p.labels.row_skip;
+  const int64_t* col_labels = of == 0 ? p.labels.col_key : p.labels.col_skip;
   Ring<C::kColumnStages> ring;
-  LabelRange row_keys, row_skips;
+  LabelRange rows;
   int row = -1;
   for (TileWalk at(args.tiles, block_index()); at.left > 0; at.next(args.tiles)) {
-    if (at.row != row) {
-      row = at.row;
-      row_keys = range_of_rows(p.labels.row_key, row * C::kBlockM, p.a.n, lane);
-      row_skips = range_of_rows(p.labels.row_skip, row * C::kBlockM, p.a.n, lane);
-    }
+    if (at.row != row && row_labels) rows = range_of_rows(row_labels, at.row * C::kBlockM, p.a.n, lane);
+    row = at.row;
     mbarrier_wait(shared.columns_empty(ring.stage), ring.parity ^ 1);
-    LabelRange keys, skips;
-#pragma unroll
+    LabelRange columns;
+#pragma unroll 1
     for (int column = lane; column < C::kBlockN; column += 32) {
       const int j = at.col * C::kBlockN + column;
-      const int there = j < p.b.n ? j : p.b.n - 1;
-      const int64_t key = load_global(p.labels.col_key + there);
-      keys.take(key);
-      store_shared(shared.key(ring.stage, column), key);
-      if (p.labels.col_skip) {
-        const int64_t skip = load_global(p.labels.col_skip + there);
-        skips.take(skip);
-        store_shared(shared.skip(ring.stage, column), skip);
+      if (col_labels) {
+        const int64_t label = load_global(col_labels + (j < p.b.n ? j : p.b.n - 1));
+        columns.take(label);
+        store_shared(shared.label(ring.stage, of, column), label);
       }
-      Kind::stage_column(args, shared, ring.stage, column, j);
+      if (of == 0) Kind::stage_column(args, shared, ring.stage, column, j);
     }
-    keys.share();
-    bool marked = keys.meets(row_keys) || Kind::looks_at_all(args);
-    if (p.labels.col_skip) {
-      skips.share();
-      marked |= skips.meets(row_skips);
+    if (col_labels) columns.share();
+    bool look = columns.meets(rows);
+    if (of == 0) {
+      look |= (at.row + 1) * C::kBlockM > p.a.n || (at.col + 1) * C::kBlockN > p.b.n || Kind::looks_at_all(args);
+      look |= p.symmetric && at.col * C::kBlockN < (at.row + 1) * C::kBlockM;
     }
-    marked |= (at.row + 1) * C::kBlockM > p.a.n || (at.col + 1) * C::kBlockN > p.b.n;
-    marked |= p.symmetric && at.col * C::kBlockN < (at.row + 1) * C::kBlockM;
-    if (lane == 0) store_shared(shared.marked(ring.stage), int32_t(marked));
+    if (lane == 0) store_shared(shared.marked(ring.stage, of), int32_t(look));
     mbarrier_arrive(shared.columns_full(ring.stage));
     ring.advance();
   }
@@ -175,7 +167,8 @@ FF_DEVICE void consume(const typename Kind::Arguments& args, const PairShared<ty
     float products[C::kProducts];
     multiply(shared, who, args.steps, ring, products);
     mbarrier_wait(shared.columns_full(columns.stage), columns.parity);
-    kind.tile(at, columns.stage, load_shared<int32_t>(shared.marked(columns.stage)) != 0, products);
+    const Two<int32_t> marked = load_two<int32_t>(shared.marked(columns.stage, 0));
+    kind.tile(at, columns.stage, marked.at[0] || marked.at[1], products);
     warp_sync();
     if (who.lane == 0) mbarrier_arrive(shared.columns_empty(columns.stage));
     columns.advance();
@@ -195,7 +188,7 @@ FF_KERNEL(Kind::C::kThreads) pair_sweep_kernel(const FF_GRID_CONSTANT typename K
       mbarrier_init(shared.empty(stage), C::kConsumerWarps);
     }
     for (int stage = 0; stage < C::kColumnStages; stage++) {
-      mbarrier_init(shared.columns_full(stage), 32);
+      mbarrier_init(shared.columns_full(stage), 64);
       mbarrier_init(shared.columns_empty(stage), C::kConsumerWarps);
     }
     mbarrier_init_fence();
@@ -204,7 +197,7 @@ FF_KERNEL(Kind::C::kThreads) pair_sweep_kernel(const FF_GRID_CONSTANT typename K
   if (warpgroup == 0) {
     decrease_registers<C::kProducerRegisters>();
     if (warp == 0 && lane == 0) load_features(args, shared);
-    if (warp == 1) load_columns<Kind>(args, shared, lane);
+    if (warp == 1 || warp == 2) load_columns<Kind>(args, shared, warp - 1, lane);
   } else {
     increase_registers<C::kConsumerRegisters>();
     consume<Kind>(args, shared, PairThread{warpgroup - 1, warp, lane});
