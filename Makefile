@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .PHONY: setup build test demo lint bench bench-compare format clean
 .DELETE_ON_ERROR:
@@ -46,4 +46,4 @@ format: setup
 	$(if $(CSRC),$(BIN)/clang-format -i $(CSRC))
 
 clean:
-	rm -rf build dist *.egg-info fastfuse/_C.*.so
+	rm -rf build dist *.egg-info fastfuse/_C.*.so fastfuse/_cuda.*.so

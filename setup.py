@@ -1,19 +1,23 @@
-"""Builds the C++ kernels and their bindings; everything else about the package is in pyproject.toml.
+"""Builds the C++ and CUDA kernels and their bindings; everything else about the package is in pyproject.toml.
 
 The kernels see no torch header. Each instruction set of csrc/cpu becomes a static library of its own, compiled with its
-own flags, and one torch extension, ``fastfuse._C``, links them all and chooses at run time:
+own flags, and one torch extension, ``fastfuse._C``, links them all and chooses at run time. Where nvcc and a torch for
+its CUDA are, ``fastfuse._cuda`` has the kernels for Hopper, GPU or not:
 
     csrc/cpu/isa_<level>*.cpp   -> libfastfuse_cpu_<level>.a   (portable; on x86-64 also avx2, avx512, amx)
     csrc/cpu/*.cpp, the rest    -> libfastfuse_cpu.a           sees FASTFUSE_HAVE_<LEVEL> for each level built
     csrc/bindings/*.cpp         -> fastfuse/_C.*.so            sees them too
+    csrc/cuda/*.cu              -> libfastfuse_cuda.a
+    csrc/bindings/cuda_*.cpp    -> fastfuse/_cuda.*.so
 
-Without a working C++ compiler the package installs without ``fastfuse._C``. A compile error is an error.
+Without a working C++ compiler the package installs without either. A compile error is an error.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -25,7 +29,7 @@ from setuptools.command.build_clib import build_clib
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
-CPU = Path("csrc/cpu")
+CPU, CUDA, BINDINGS = Path("csrc/cpu"), Path("csrc/cuda"), Path("csrc/bindings")
 INCLUDE_DIRS = ["csrc/include", "csrc"]
 KERNEL_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
 
@@ -37,6 +41,7 @@ X86_LEVELS = {
     "avx512": AVX512,
     "amx": [*AVX512, "-mavx512bf16", "-mavx512fp16", "-mamx-tile", "-mamx-bf16"],
 }
+CUDA_FLAGS = ["-O3", "-std=c++20", "-gencode", "arch=compute_90a,code=sm_90a", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 EXTENSION_PROBE = "#include <Python.h>\n#include <concepts>\n#include <vector>\n"
 # at::parallel_for is an inline OpenMP loop. Only the compiler is told, never the linker: the runtime has to be the one
 # that torch has loaded, which clang's code could not call.
@@ -83,6 +88,21 @@ def cpu_libraries(levels: dict[str, list[str]]) -> list[tuple[str, dict]]:
     return [(name, {"sources": sources, "cflags": KERNEL_FLAGS + flags}) for name, sources, flags in libraries]
 
 
+def cuda_toolkit() -> Path | None:
+    """The folder of nvcc's headers and libraries, or None where nvcc or a torch for its CUDA is missing."""
+    import torch
+
+    try:
+        version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+        plan = subprocess.run(["nvcc", "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    release, top = re.search(r"release (\d+)\.", version), re.search(r"^#\$ TOP=(.+)$", plan.stderr, re.MULTILINE)
+    if torch.version.cuda is None or not release or release[1] != torch.version.cuda.partition(".")[0] or not top:
+        return None
+    return Path(top[1]).resolve()
+
+
 class NinjaBuildClib(build_clib):
     """Static libraries by ninja: in parallel, and again only what a changed header, source or flag touches."""
 
@@ -102,21 +122,22 @@ class NinjaBuildClib(build_clib):
             ninja.variable("builddir", str(objects_dir))
             cxx = " ".join([*compiler(), "-MMD -MF $out.d $cflags", os.environ.get("CXXFLAGS", ""), "-c $in -o $out"])
             ninja.rule("cxx", cxx, description="compile $out", depfile="$out.d", deps="gcc")
+            nvcc = "nvcc -MD -MF $out.d $cflags -c $in -o $out"
+            ninja.rule("nvcc", nvcc, description="compile $out", depfile="$out.d", deps="gcc")
             ninja.rule("ar", f"rm -f $out && {os.environ.get('AR', 'ar')} crs $out $in", description="archive $out")
             for name, info in libraries:
                 objects = {str(objects_dir / f"{Path(source).stem}.o"): source for source in info["sources"]}
+                variables = {"cflags": f"{' '.join(info['cflags'])} {includes}"}
                 for target, source in objects.items():
-                    ninja.build(
-                        [target], "cxx", [source], variables={"cflags": f"{' '.join(info['cflags'])} {includes}"}
-                    )
+                    ninja.build([target], "nvcc" if source.endswith(".cu") else "cxx", [source], variables=variables)
                 ninja.build([str(Path(self.build_clib, f"lib{name}.a"))], "ar", list(objects))
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         if subprocess.run([Path(BIN_DIR, "ninja"), "-f", objects_dir / "build.ninja", *jobs], check=False).returncode:
-            raise CompileError("the CPU kernels did not compile, see above")
+            raise CompileError("the kernels did not compile, see above")
 
 
 def extension_arguments() -> dict:
-    """Arguments of ``setup`` that build fastfuse._C."""
+    """Arguments of ``setup`` that build fastfuse._C, and fastfuse._cuda where it can be."""
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     class BuildWithKernels(BuildExtension):
@@ -128,16 +149,35 @@ def extension_arguments() -> dict:
 
     levels = cpu_levels()
     openmp = ["-fopenmp"] if compiles(["-fopenmp"], OPENMP_PROBE) else []
-    extension = CppExtension(
-        "fastfuse._C",
-        sorted(str(path) for path in Path("csrc/bindings").glob("*.cpp")),
-        include_dirs=[str(ROOT.resolve() / folder) for folder in INCLUDE_DIRS],
-        define_macros=[(f"FASTFUSE_HAVE_{level.upper()}", "1") for level in levels],
-        extra_compile_args=["-O2", "-g0", "-fvisibility=hidden", "-Wall", *openmp],
-    )
+    includes = [str(ROOT.resolve() / folder) for folder in INCLUDE_DIRS]
+    flags = ["-O2", "-g0", "-fvisibility=hidden", "-Wall"]
+    libraries = cpu_libraries(levels)
+    bindings, cuda_bindings = ({str(path) for path in BINDINGS.glob(names)} for names in ("*.cpp", "cuda_*.cpp"))
+    extensions = [
+        CppExtension(
+            "fastfuse._C",
+            sorted(bindings - cuda_bindings),
+            include_dirs=includes,
+            define_macros=[(f"FASTFUSE_HAVE_{level.upper()}", "1") for level in levels],
+            extra_compile_args=[*flags, *openmp],
+        )
+    ]
+    toolkit = cuda_toolkit()
+    if toolkit is not None:
+        libraries.append(("fastfuse_cuda", {"sources": sorted(map(str, CUDA.glob("*.cu"))), "cflags": CUDA_FLAGS}))
+        extensions.append(
+            CppExtension(
+                "fastfuse._cuda",
+                sorted(cuda_bindings),
+                include_dirs=[*includes, str(toolkit / "include")],
+                library_dirs=[str(toolkit / "lib64")],
+                libraries=["cudart", "c10_cuda", "torch_cuda"],
+                extra_compile_args=flags,
+            )
+        )
     return {
-        "libraries": cpu_libraries(levels),
-        "ext_modules": [extension],
+        "libraries": libraries,
+        "ext_modules": extensions,
         "cmdclass": {"build_clib": NinjaBuildClib, "build_ext": BuildWithKernels},
     }
 

@@ -1,36 +1,16 @@
-"""The CUDA kernels, executed on the host, on the attention case table against float64."""
+"""The CUDA kernels, executed on the host: the attention case table against float64, and mistakes that must be found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import emulation
 import pytest
 import torch
 from budget import assert_within_budget
 from cases import ATTENTION_CASES, SEED, AttentionCase, make_inputs
+from emulation import Mutation, emulated
 from platforms import name
 from test_attention import run_eager
 
 import fastfuse as ff
-from fastfuse.backends import cuda, select
-
-CASES = {case.name: case for case in ATTENTION_CASES}
-
-
-@contextmanager
-def emulated(mutation: str = "", seed: int = 1) -> Iterator[None]:
-    """Within it, backend "cuda" takes CPU tensors and runs its kernels on the host."""
-    extension = emulation.load(mutation)
-    extension.set_seed(seed)
-    before, cuda.extension = cuda.extension, extension
-    select.cache_clear()
-    try:
-        yield
-    finally:
-        cuda.extension = before
-        select.cache_clear()
 
 
 def check_forward(case: AttentionCase, dtype: torch.dtype) -> None:
@@ -55,3 +35,78 @@ def check_forward(case: AttentionCase, dtype: torch.dtype) -> None:
 def test_matches_float64(case: AttentionCase, dtype: torch.dtype) -> None:
     with emulated(seed=len(case.name)):
         check_forward(case, dtype)
+
+
+# Several tiles of keys for a tile of queries, and several of those for a block: every ring comes round.
+CROWDED = AttentionCase("crowded", B=2, H=4, Hk=2, Sq=70, Sk=300, D=64)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_order_of_threads_and_copies(seed: int) -> None:
+    with emulated(seed=seed):
+        check_forward(CROWDED, torch.bfloat16)
+
+
+def _forward(name: str, old: str, new: str = "", file: str = "attention_fwd.cuh") -> Mutation:
+    return Mutation(f"attention_fwd_{name}", "attention_fwd_bf16_64.cu", file, old, new)
+
+
+# Lines of the kernel that stand there more than once, with what makes each unique.
+_ISSUE_KEYS = "        multiply_keys(s);"
+_ISSUE_VALUES = "        multiply_values(o, weights, i > 1);"
+_KEYS_FULL = "mbarrier_wait(shared.keys_full(keys.stage), keys.parity);"
+_VALUES_FULL = "mbarrier_wait(shared.values_full(values.stage), values.parity);"
+_QUERIES_FULL = "mbarrier_wait(shared.queries_full(queries.stage), queries.parity);"
+_WAIT, _NEXT = "wgmma_wait<0>();\n", "        values.advance();\n#pragma"
+_FREE_KEYS = "release(shared.keys_empty(keys.stage));"
+_FREE_VALUES = "        release(shared.values_empty(values.stage));\n"
+_FREE_QUERIES = "      release(shared.queries_empty(queries.stage));\n"
+_FREE = "if (lane == 0) mbarrier_arrive(empty);"
+_K = "    const uint32_t k = shared.keys(keys.stage);\n"
+MUTATIONS = [
+    _forward("keys_overwritten", "mbarrier_wait(shared.keys_empty(keys.stage), keys.parity ^ 1);"),
+    _forward("values_overwritten", "mbarrier_wait(shared.values_empty(values.stage), values.parity ^ 1);"),
+    _forward("queries_overwritten", "mbarrier_wait(shared.queries_empty(queries.stage), queries.parity ^ 1);"),
+    _forward("producer_parity", "keys_empty(keys.stage), keys.parity ^ 1);", "keys_empty(keys.stage), keys.parity);"),
+    _forward("bytes_expected", "arrive_expect(full, C::kKeyBytes)", "arrive_expect(full, C::kKeyBytes / 2)"),
+    _forward("no_bytes_expected", "mbarrier_arrive_expect(full, C::kKeyBytes)", "mbarrier_arrive(full)"),
+    _forward("queries_not_awaited", _QUERIES_FULL),
+    _forward("first_keys_not_awaited", f"{_QUERIES_FULL}\n      {_KEYS_FULL}", _QUERIES_FULL),
+    _forward("keys_not_awaited", f"{_KEYS_FULL}\n{_ISSUE_KEYS}", _ISSUE_KEYS),
+    _forward("values_not_awaited", f"{_VALUES_FULL}\n{_ISSUE_VALUES}", _ISSUE_VALUES),
+    _forward("no_proxy_fence", "    fence_async_proxy();\n"),
+    _forward("pieces_misplaced", "piece % 8 * 16,", "(piece + 1) % 8 * 16,"),
+    _forward("queries_not_announced", "    mbarrier_arrive(shared.queries_full(queries.stage));\n"),
+    _forward("no_init_fence", "    mbarrier_init_fence();\n"),
+    _forward("no_block_sync", "  block_sync();\n"),
+    _forward("scores_not_awaited", "wgmma_wait<1>();"),
+    _forward("sums_not_awaited", f"{_WAIT}{_FREE_VALUES}{_NEXT}", f"{_FREE_VALUES}{_NEXT}"),
+    _forward("no_wgmma_fence", f"{_K}    wgmma_fence();", _K),
+    _forward(
+        "keys_released_early", f"wgmma_wait<1>();\n        {_FREE_KEYS}", f"{_FREE_KEYS}\n        wgmma_wait<1>();"
+    ),
+    _forward("values_released_early", f"{_WAIT}{_FREE_VALUES}{_NEXT}", f"{_FREE_VALUES}{_WAIT}{_NEXT}"),
+    _forward("values_released_twice", _NEXT, _FREE_VALUES + _NEXT),
+    _forward(
+        "queries_released_early", f"      {_WAIT}      {_FREE_KEYS}", f"{_FREE_QUERIES}      {_WAIT}      {_FREE_KEYS}"
+    ),
+    _forward("queries_not_released", _FREE_QUERIES),
+    _forward("one_warp_releases", _FREE, "if (lane == 0 && warp == 0) mbarrier_arrive(empty);"),
+    _forward("every_lane_releases", _FREE, "mbarrier_arrive(empty);"),
+    _forward("stale_sums", "o[n] *= rescale[n / 2 % 2];", "o[n] *= 1;"),
+    _forward("weights_of_another_step", "o, weights + 4 * step,", "o, weights + 4 * (step / 2),"),
+    _forward("values_step", "v + step * 2048", "v + step * 1024"),
+    _forward("no_parity", "parity ^= 1;", file="ring.cuh"),
+    _forward("ring_too_long", "stage == kStages", "stage == kStages + 1", file="ring.cuh"),
+]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=name)
+def test_a_mistake_is_found(mutation: Mutation) -> None:
+    for seed in range(8):
+        with emulated(mutation, seed):
+            try:
+                check_forward(CROWDED, torch.bfloat16)
+            except (RuntimeError, AssertionError):
+                return
+    pytest.fail(f"{mutation.name}: nothing noticed")

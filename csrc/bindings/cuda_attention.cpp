@@ -60,9 +60,9 @@ void fill_masks(AttentionProblem& p, const Masks& masks) {
   TORCH_CHECK_VALUE(bool(masks.lo) == bool(masks.hi), "span: lo and hi come together");
   if (masks.lo) {
     const Tensor &lo = *masks.lo, &hi = *masks.hi;
-    TORCH_CHECK_VALUE(lo.dim() == 2 && (lo.size(0) == 1 || lo.size(0) == p.batch) &&
-                          (lo.size(1) == 1 || lo.size(1) == p.seq_q),
-                      "span: shape ", lo.sizes(), ", expected (", p.batch, " or 1, ", p.seq_q, " or 1)");
+    TORCH_CHECK_VALUE(
+        lo.dim() == 2 && (lo.size(0) == 1 || lo.size(0) == p.batch) && (lo.size(1) == 1 || lo.size(1) == p.seq_q),
+        "span: shape ", lo.sizes(), ", expected (", p.batch, " or 1, ", p.seq_q, " or 1)");
     check_tensor(lo, lo.sizes(), at::kInt, "lo");
     check_tensor(hi, lo.sizes(), at::kInt, "hi");
     TORCH_CHECK_VALUE(lo.is_contiguous() && hi.is_contiguous(), "span: expected contiguous tensors");

@@ -33,9 +33,7 @@ cudaError_t with_head_dim(const AttentionForward& p, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t attention_fwd_schedule_size(const AttentionForward& p) {
-  return p.lo ? int64_t(3) * p.batch * tiles_of(p) : 0;
-}
+int64_t attention_fwd_schedule_size(const AttentionForward& p) { return p.lo ? int64_t(3) * p.batch * tiles_of(p) : 0; }
 
 cudaError_t attention_fwd(const AttentionForward& p, cudaStream_t stream) {
   const int dim = p.dim > p.dim_v ? p.dim : p.dim_v;

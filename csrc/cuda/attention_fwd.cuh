@@ -58,7 +58,7 @@ FF_DEVICE void load_keys_values(const AttentionFwdArguments& args, const Attenti
 // kQueryThreads threads gather rows that may belong to several heads, which no TMA box could.
 template <class C>
 FF_DEVICE void load_queries(const AttentionFwdArguments& args, const AttentionFwdShared<C>& shared, int thread) {
-  constexpr int kPieces = C::kHeadDim / 8, kAtOnce = 4;  // 16 bytes each
+  constexpr int kPieces = C::kHeadDim / 8, kAtOnce = 2;  // 16 bytes each
   const AttentionProblem& p = args.p;
   Ring<C::kQueryStages> queries;
   for (int work = block_index(); work < args.work; work += grid_blocks()) {
@@ -67,6 +67,7 @@ FF_DEVICE void load_queries(const AttentionFwdArguments& args, const AttentionFw
     mbarrier_wait(shared.queries_empty(queries.stage), queries.parity ^ 1);
     const int group = p.heads / p.kv_heads;
     const auto* data = static_cast<const typename C::Element*>(p.q.data) + t.batch * p.q.stride[0];
+#pragma unroll 1
     for (int first = thread; first < C::kBlockM * kPieces; first += kAtOnce * C::kQueryThreads) {
       uint4 pieces[kAtOnce];
 #pragma unroll
@@ -75,8 +76,8 @@ FF_DEVICE void load_queries(const AttentionFwdArguments& args, const AttentionFw
         pieces[i] = {0, 0, 0, 0};
         if (at < C::kBlockM * kPieces && row < group * p.seq_q && column < p.dim) {
           const int head = t.kv_head * group + row / p.seq_q, query = row % p.seq_q;
-          pieces[i] = load_global(
-              reinterpret_cast<const uint4*>(data + head * p.q.stride[1] + query * p.q.stride[2] + column));
+          pieces[i] =
+              load_global(reinterpret_cast<const uint4*>(data + head * p.q.stride[1] + query * p.q.stride[2] + column));
         }
       }
 #pragma unroll
@@ -232,9 +233,9 @@ struct Consumer {
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < C::kBlockN / 16; step++) {
-      wgmma<Element, Major::kOutput>(
-          o, weights + 4 * step, matrix_descriptor(v + step * 2048, 1024, Swizzle::k128, C::kKeySlabBytes),
-          accumulate || step > 0);
+      wgmma<Element, Major::kOutput>(o, weights + 4 * step,
+                                     matrix_descriptor(v + step * 2048, 1024, Swizzle::k128, C::kKeySlabBytes),
+                                     accumulate || step > 0);
     }
     wgmma_commit();
   }
@@ -318,7 +319,8 @@ struct Consumer {
 };
 
 template <class C>
-FF_KERNEL(C::kThreads) attention_fwd_kernel(const FF_GRID_CONSTANT AttentionFwdArguments args) {
+FF_KERNEL(C::kThreads)
+attention_fwd_kernel(const FF_GRID_CONSTANT AttentionFwdArguments args) {
   const AttentionFwdShared<C> shared{shared_memory()};
   const int thread = thread_index();
   if (thread == 0) {

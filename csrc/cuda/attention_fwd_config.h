@@ -22,7 +22,7 @@ struct AttentionFwdConfig {
   static constexpr bool kGeneral = kGeneral_;
 
   static constexpr int kBlockM = 128;
-  static constexpr int kBlockN = kHeadDim <= 128 ? 128 : 64;
+  static constexpr int kBlockN = kHeadDim <= 128 ? 128 : 32;
   static constexpr int kStages = 2;
   static constexpr int kQueryStages = kHeadDim <= 128 ? 2 : 1;
   static constexpr int kSlabs = kHeadDim / 64;

@@ -28,10 +28,10 @@ cudaError_t launch_attention_fwd(const AttentionForward& p, int blocks, cudaStre
   return launch(attention_fwd_kernel<C>, grid, C::kThreads, C::kSharedBytes, stream, args);
 }
 
-#define FF_INSTANTIATE_ATTENTION_FWD(Element, kHeadDim)                                                    \
-  template cudaError_t launch_attention_fwd<AttentionFwdConfig<Element, kHeadDim, false>>(                 \
-      const AttentionForward&, int, cudaStream_t);                                                         \
-  template cudaError_t launch_attention_fwd<AttentionFwdConfig<Element, kHeadDim, true>>(                  \
-      const AttentionForward&, int, cudaStream_t);
+#define FF_INSTANTIATE_ATTENTION_FWD(Element, kHeadDim)                                                                \
+  template cudaError_t launch_attention_fwd<AttentionFwdConfig<Element, kHeadDim, false>>(const AttentionForward&,     \
+                                                                                          int, cudaStream_t);          \
+  template cudaError_t launch_attention_fwd<AttentionFwdConfig<Element, kHeadDim, true>>(const AttentionForward&, int, \
+                                                                                         cudaStream_t);
 
 }  // namespace fastfuse::cuda

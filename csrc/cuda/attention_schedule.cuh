@@ -18,7 +18,7 @@ struct ScheduleArguments {
 inline constexpr int kScheduleThreads = 256;
 
 // A warp for each tile.
-inline FF_KERNEL(kScheduleThreads) tile_spans_kernel(const FF_GRID_CONSTANT ScheduleArguments args) {
+static FF_KERNEL(kScheduleThreads) tile_spans_kernel(const FF_GRID_CONSTANT ScheduleArguments args) {
   const AttentionProblem& p = args.problem;
   const int warps = kScheduleThreads / 32, lane = thread_index() % 32;
   const int tile = block_index() * warps + thread_index() / 32;
@@ -43,7 +43,7 @@ inline FF_KERNEL(kScheduleThreads) tile_spans_kernel(const FF_GRID_CONSTANT Sche
 }
 
 // One block: a counting sort.
-inline FF_KERNEL(kScheduleThreads) tile_order_kernel(const FF_GRID_CONSTANT ScheduleArguments args) {
+static FF_KERNEL(kScheduleThreads) tile_order_kernel(const FF_GRID_CONSTANT ScheduleArguments args) {
   const AttentionProblem& p = args.problem;
   const int tiles = p.batch * args.blocks, thread = thread_index();
   const uint32_t counts = shared_memory();  // int[kScheduleThreads]: tiles of a length, then where the next one goes

@@ -14,8 +14,8 @@ FF_DEVICE float minus_infinity() { return float_of_bits(0xff800000u); }
 
 // What does not change from tile to tile.
 struct ScoreUnits {
-  float scale;     // of products, to log2 units; or where softcap is on, to softcap's
-  float softcap;   // in log2 units; 0: off
+  float scale;    // of products, to log2 units; or where softcap is on, to softcap's
+  float softcap;  // in log2 units; 0: off
   explicit FF_DEVICE ScoreUnits(const AttentionProblem& p)
       : scale(p.softcap == 0 ? p.scale * kLog2e : p.scale / p.softcap), softcap(p.softcap * kLog2e) {}
 };
@@ -89,11 +89,11 @@ FF_DEVICE void drop(const AttentionProblem& p, uint64_t seed, uint32_t threshold
                     const QueryRow (&rows)[2], int first_key, float (&x)[kCount]) {
   const int quarter = thread_index() % 4;
   const bool odd = quarter % 2;
-  const QueryRow& mine = odd ? rows[1] : rows[0];
+  const int query = odd ? rows[1].query : rows[0].query, head = odd ? rows[1].head : rows[0].head;
 #pragma unroll
   for (int j = 0; j < kCount / 4; j++) {
-    uint32_t words[4] = {uint32_t(first_key / 4 + j * 2 + quarter / 2), uint32_t(mine.query),
-                         uint32_t(t.batch * p.heads + mine.head), 0};
+    uint32_t words[4] = {uint32_t(first_key / 4 + j * 2 + quarter / 2), uint32_t(query),
+                         uint32_t(t.batch * p.heads + head), 0};
     philox(words, seed);
     uint32_t kept = 0;
 #pragma unroll

@@ -17,8 +17,8 @@ FF_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 // Work w of [0, batch * blocks * kv_heads): heads innermost.
 struct QueryTile {
   int batch, kv_head;
-  int first;                // row of the stack
-  int key_begin, key_end;   // no row of the tile sees a key outside; key_begin is a multiple of 8
+  int first;               // row of the stack
+  int key_begin, key_end;  // no row of the tile sees a key outside; key_begin is a multiple of 8
 };
 
 // schedule: what attention_schedule.cuh wrote, or null where every row sees all keys.
@@ -38,9 +38,9 @@ FF_DEVICE QueryTile query_tile(const AttentionProblem& p, const int32_t* schedul
 // A row of a tile and the keys that it sees. Rows past the stack see everything and are not written.
 struct QueryRow {
   bool exists;
-  int row;          // of the stack
+  int row;  // of the stack
   int head, query;
-  int lo, hi;       // sees keys lo <= j < hi, within [0, Sk]
+  int lo, hi;  // sees keys lo <= j < hi, within [0, Sk]
 };
 
 FF_DEVICE QueryRow query_row(const AttentionProblem& p, const QueryTile& t, int row) {

@@ -13,7 +13,9 @@ Block* block = nullptr;
 namespace {
 
 constexpr size_t kStackBytes = 64 << 10;
-constexpr int kPauseOneIn = 6, kLandOneIn = 12;
+constexpr int kPauseOneIn = 6;
+constexpr uint32_t kLandOneIn[] = {2, 16, 1 << 20};
+constexpr int kSlowTries = 4;
 
 char* stacks(int threads) {
   static std::vector<std::unique_ptr<char[]>> chunks;  // kept: pages once touched stay
@@ -44,6 +46,10 @@ Block::Block(int index, int blocks, int threads, size_t shared_bytes, uint64_t s
       threads_(threads),
       warps_((threads + 31) / 32),
       mbarriers_((shared_bytes + 7) / 8) {
+  const uint32_t warps = uint32_t(warps_.size());
+  land_one_in_ = kLandOneIn[random_.below(3)];
+  slow_begin_ = int(random_.below(warps));
+  slow_end_ = slow_begin_ + int(random_.below(warps / 2 + 1));
   char* stack = stacks(threads);
   for (int i = 0; i < threads; i++) {
     threads_[i].index = i;
@@ -75,19 +81,27 @@ void Block::resume(Thread& thread) {
   fastfuse_switch_fibre(&scheduler_, thread.stack_pointer);
 }
 
+Thread* Block::next() {
+  for (int tries = 0;; tries++) {
+    const uint32_t which = random_.below(uint32_t(ready_.size()));
+    Thread* thread = ready_[which];
+    const int warp = thread->index / 32;
+    if (tries < kSlowTries && warp >= slow_begin_ && warp < slow_end_) continue;
+    ready_[which] = ready_.back();
+    ready_.pop_back();
+    return thread;
+  }
+}
+
 void Block::run(const std::function<void()>& kernel) {
   kernel_ = &kernel;
   while (finished_ < int(threads_.size()) || !transfers_.empty()) {
-    if (!transfers_.empty() && (ready_.empty() || random_.below(kLandOneIn) == 0)) {
+    if (!transfers_.empty() && (ready_.empty() || random_.below(land_one_in_) == 0)) {
       land(random_.below(uint32_t(transfers_.size())));
       continue;
     }
     if (ready_.empty()) throw Error("block " + std::to_string(index_) + ": deadlock\n" + deadlock());
-    const uint32_t which = random_.below(uint32_t(ready_.size()));
-    std::swap(ready_[which], ready_.back());
-    Thread* thread = ready_.back();
-    ready_.pop_back();
-    resume(*thread);
+    resume(*next());
     if (!error_.empty()) throw Error(error_);
   }
 }
@@ -219,7 +233,7 @@ void Block::warp_sync() {
 
 uint64_t Block::warp_exchange(uint64_t value, int from) {
   Warp& warp = warps_[current_->index / 32];
-  uint64_t(&values)[32] = warp.values[warp.generation & 1];
+  uint64_t (&values)[32] = warp.values[warp.generation & 1];
   values[current_->index % 32] = value;
   warp_sync();
   return values[from];
@@ -264,7 +278,8 @@ void Block::arrived(Mbarrier& barrier) {
 void Block::mbarrier_arrive(uint32_t address, uint32_t bytes) {
   pause();
   Mbarrier& barrier = mbarrier(address, "arrive");
-  if (barrier.pending == 0) fail("more arrivals than the " + std::to_string(barrier.count) + " of the mbarrier at " + hex(address));
+  if (barrier.pending == 0)
+    fail("more arrivals than the " + std::to_string(barrier.count) + " of the mbarrier at " + hex(address));
   barrier.bytes += bytes;
   barrier.pending--;
   arrived(barrier);
@@ -276,9 +291,9 @@ void Block::mbarrier_wait(uint32_t address, uint32_t parity) {
   Mbarrier& barrier = mbarrier(address, "wait");
   while ((barrier.phase & 1) == parity) {
     barrier.waiting.push_back(current_);
-    block_on(
-        [](uint32_t where, uint32_t phase) { return "waits at mbarrier " + hex(where) + ", parity " + std::to_string(phase); },
-        address, parity);
+    block_on([](uint32_t where,
+                uint32_t phase) { return "waits at mbarrier " + hex(where) + ", parity " + std::to_string(phase); },
+             address, parity);
   }
 }
 

@@ -41,9 +41,9 @@ class Random {
 // What a byte of shared memory is; 0: nobody has written it.
 enum ByteState : uint8_t {
   kWritten = 1,
-  kInFlight = 2,   // an asynchronous copy will write it
-  kUnfenced = 4,   // written by a thread, and no fence.proxy.async by it since
-  kBarrier = 8,    // an mbarrier lies there
+  kInFlight = 2,  // an asynchronous copy will write it
+  kUnfenced = 4,  // written by a thread, and no fence.proxy.async by it since
+  kBarrier = 8,   // an mbarrier lies there
 };
 
 struct Thread {
@@ -55,9 +55,9 @@ struct Thread {
 
   std::vector<std::pair<uint32_t, uint32_t>> unfenced;  // address, bytes of its own stores
   std::vector<uint32_t> unfenced_barriers;
-  int products = 0;        // wgmma issued
-  int batches = 0;         // and committed
-  bool in_batch = false;   // between wgmma_fence and wgmma_commit
+  int products = 0;       // wgmma issued
+  int batches = 0;        // and committed
+  bool in_batch = false;  // between wgmma_fence and wgmma_commit
   int stores = 0, store_batches = 0;
 };
 
@@ -75,11 +75,11 @@ struct Product {
   bool accumulate, a_in_registers;
   Operand a, b;
   int batch;
-  int lanes = 0;                 // that have issued it
-  float* sums[32];               // each lane's d[N / 2]
+  int lanes = 0;                  // that have issued it
+  float* sums[32];                // each lane's d[N / 2]
   const uint32_t* registers[32];  // each lane's a[4] where a_in_registers
   uint32_t register_copy[32][4];
-  std::vector<float> before;      // [32][N / 2]: what d held when the first pending product on it was issued
+  std::vector<float> before;  // [32][N / 2]: what d held when the first pending product on it was issued
 };
 
 struct Warp {
@@ -152,6 +152,7 @@ class Block {
   void block_on(std::string (*what)(uint32_t, uint32_t), uint32_t object, uint32_t phase);
   void release(std::vector<Thread*>& waiting);
   void resume(Thread& thread);
+  Thread* next();
   std::string deadlock() const;
   static void fibre_main();
 
@@ -161,11 +162,14 @@ class Block {
   void land(size_t which);
   void check_not_read(uint32_t begin, uint32_t bytes);
   void read_operand(const Operand& operand, int row, int rows, DType dtype, float* to);
+  void read_operands(const Product& product, int warp_rows, float* a, float* b);
   void do_products(Warp& warp, int batches);
 
   int index_, blocks_;
   size_t shared_bytes_;
   Random random_;
+  uint32_t land_one_in_;       // copies land at one in so many steps, or sooner where nobody can run
+  int slow_begin_, slow_end_;  // warps that run last
   std::vector<uint8_t> shared_, state_;
   std::vector<Thread> threads_;
   std::vector<Thread*> ready_;

@@ -88,6 +88,8 @@ void Block::wgmma(DType dtype, int columns, float* sums, const uint32_t* registe
     product->a_in_registers = registers != nullptr, product->a = a, product->b = b, product->batch = thread.batches;
     product->before.resize(size_t(32) * columns / 2);
     warp.products.push_back(std::move(product));
+    float a[16 * 16], b[16 * 256];  // hardware may read at once: what is not there yet is found here
+    read_operands(*warp.products.back(), thread.index / 32 % 4 * 16, a, b);
   }
   Product& product = *warp.products[number];
   if (product.columns != columns || product.dtype != dtype || product.accumulate != accumulate ||
@@ -100,7 +102,7 @@ void Block::wgmma(DType dtype, int columns, float* sums, const uint32_t* registe
   product.registers[lane] = registers;
   if (registers) std::copy_n(registers, 4, product.register_copy[lane]);
   const bool first = std::none_of(warp.products.begin(), warp.products.begin() + std::ptrdiff_t(number),
-                                     [&](const auto& earlier) { return earlier->sums[lane] == sums; });
+                                  [&](const auto& earlier) { return earlier->sums[lane] == sums; });
   if (first) {
     std::copy_n(sums, columns / 2, &product.before[size_t(lane) * columns / 2]);
     std::fill_n(sums, columns / 2, std::numeric_limits<float>::quiet_NaN());
@@ -131,10 +133,10 @@ void Block::read_operand(const Operand& operand, int row, int rows, DType dtype,
       constexpr uint64_t kGood = 0x0101010101010101u * kWritten;
       if (states[0] != kGood || states[1] != kGood) {
         const uint8_t state = states[0] != kGood ? state_[address] : state_[address + 8];
-        fail(state & kInFlight    ? "wgmma reads where a copy is in flight"
-             : state & kUnfenced  ? "wgmma reads what a thread wrote without fence_async_proxy"
-             : state & kBarrier   ? "wgmma reads an mbarrier"
-                                  : "wgmma reads what nobody has written");
+        fail(state & kInFlight   ? "wgmma reads where a copy is in flight"
+             : state & kUnfenced ? "wgmma reads what a thread wrote without fence_async_proxy"
+             : state & kBarrier  ? "wgmma reads an mbarrier"
+                                 : "wgmma reads what nobody has written");
       }
       uint16_t bits[8];
       std::memcpy(bits, &shared_[address], 16);
@@ -144,10 +146,25 @@ void Block::read_operand(const Operand& operand, int row, int rows, DType dtype,
   }
 }
 
+// b[16][N], and where it lies in shared memory a[16][16].
+void Block::read_operands(const Product& p, int warp_rows, float* a, float* b) {
+  if (!p.a_in_registers && p.a.major == Major::kContraction) read_operand(p.a, warp_rows, 16, p.dtype, a);
+  if (!p.a_in_registers && p.a.major == Major::kOutput) {
+    float columns[16][64];
+    read_operand(p.a, 0, 16, p.dtype, columns[0]);
+    for (int row = 0; row < 16; row++)
+      for (int k = 0; k < 16; k++) a[row * 16 + k] = columns[k][warp_rows + row];
+  }
+  if (p.b.major == Major::kOutput) return read_operand(p.b, 0, 16, p.dtype, b);
+  float rows[256][16];
+  read_operand(p.b, 0, p.columns, p.dtype, rows[0]);
+  for (int j = 0; j < p.columns; j++)
+    for (int k = 0; k < 16; k++) b[k * p.columns + j] = rows[j][k];
+}
+
 void Block::do_products(Warp& warp, int batches) {
   const int warp_rows = int(&warp - warps_.data()) % 4 * 16;
   std::map<float*, std::vector<float>> tiles;  // by lane 0's registers: [16][N]
-  std::vector<float> b(16 * 256), b_rows(16 * 256);
   size_t done = 0;
   for (; done < warp.products.size() && warp.products[done]->batch < batches; done++) {
     Product& p = *warp.products[done];
@@ -168,7 +185,7 @@ void Block::do_products(Warp& warp, int batches) {
     }
     if (!p.accumulate) std::fill(tile.begin(), tile.end(), 0.0f);
 
-    float a[16][16];
+    float a[16][16], b[16 * 256];
     if (p.a_in_registers) {
       for (int lane = 0; lane < 32; lane++) {
         if (std::memcmp(p.registers[lane], p.register_copy[lane], 16))
@@ -179,33 +196,20 @@ void Block::do_products(Warp& warp, int batches) {
           a[row][column] = widen(p.dtype, uint16_t(pair)), a[row][column + 1] = widen(p.dtype, uint16_t(pair >> 16));
         }
       }
-    } else if (p.a.major == Major::kContraction) {
-      read_operand(p.a, warp_rows, 16, p.dtype, a[0]);
-    } else {
-      float columns[16][64];
-      read_operand(p.a, 0, 16, p.dtype, columns[0]);
-      for (int row = 0; row < 16; row++)
-        for (int k = 0; k < 16; k++) a[row][k] = columns[k][warp_rows + row];
     }
-    if (p.b.major == Major::kOutput) {
-      read_operand(p.b, 0, 16, p.dtype, b.data());
-    } else {
-      read_operand(p.b, 0, n, p.dtype, b_rows.data());
-      for (int j = 0; j < n; j++)
-        for (int k = 0; k < 16; k++) b[size_t(k) * n + j] = b_rows[size_t(j) * 16 + k];
-    }
+    read_operands(p, warp_rows, a[0], b);
     for (int row = 0; row < 16; row++) {
       float* sum = &tile[size_t(row) * n];
       for (int k = 0; k < 16; k++) {
         const float factor = a[row][k];
-        const float* line = &b[size_t(k) * n];
+        const float* line = b + k * n;
         for (int j = 0; j < n; j++) sum[j] += factor * line[j];
       }
     }
 
     const auto rest = warp.products.begin() + std::ptrdiff_t(done) + 1;
-    const auto later = std::find_if(rest, warp.products.end(),
-                                    [&](const auto& other) { return other->sums[0] == p.sums[0]; });
+    const auto later =
+        std::find_if(rest, warp.products.end(), [&](const auto& other) { return other->sums[0] == p.sums[0]; });
     const bool chained = later != warp.products.end();
     if (chained && (*later)->batch < batches) continue;
     for (int lane = 0; lane < 32; lane++) {

@@ -31,7 +31,7 @@ inline cudaError_t make_tensor_map(TensorMap* map, const void* base, int rank, c
     steps[i] = 1;
     if (i > 0) pitches[i - 1] = cuuint64_t(strides[i]) * 2;
   }
-  const CUtensorMapSwizzle pattern = swizzle == Swizzle::k128   ? CU_TENSOR_MAP_SWIZZLE_128B
+  const CUtensorMapSwizzle pattern = swizzle == Swizzle::k128  ? CU_TENSOR_MAP_SWIZZLE_128B
                                      : swizzle == Swizzle::k64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                                : CU_TENSOR_MAP_SWIZZLE_32B;
   const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry)(

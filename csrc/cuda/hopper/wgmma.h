@@ -28,24 +28,26 @@ template <class T, int N>
 struct Wgmma;
 
 #define FF_DEFINE_WGMMA(T, TYPE, N, I0, I1, I2, I3, I4, I5, I6)                                          \
-  template <>                                                                                                        \
-  struct Wgmma<T, N> {                                                                                               \
-    template <Major kA, Major kB>                                                                                    \
-    static FF_DEVICE void shared(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {                        \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I2 ", 0;\n"                                                 \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" FF_LIST_##N "}, %" #I0 ", %" #I1    \
-                   ", p, 1, 1, %" #I3 ", %" #I4 ";\n}\n"                                                             \
-                   : FF_BIND_##N                                                                                            \
-                   : "l"(a), "l"(b), "r"(accumulate), "n"(int(kA)), "n"(int(kB)));                                   \
-    }                                                                                                                \
-    template <Major kB>                                                                                              \
-    static FF_DEVICE void registers(float (&d)[N / 2], const uint32_t* a, uint64_t b, int accumulate) {              \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I5 ", 0;\n"                                                 \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" FF_LIST_##N "}, {%" #I0 ", %" #I1   \
-                   ", %" #I2 ", %" #I3 "}, %" #I4 ", p, 1, 1, %" #I6 ";\n}\n"                                        \
-                   : FF_BIND_##N                                                                                            \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(int(kB)));             \
-    }                                                                                                                \
+  template <>                                                                                            \
+  struct Wgmma<T, N> {                                                                                   \
+    template <Major kA, Major kB>                                                                        \
+    static FF_DEVICE void shared(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {            \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I2                                              \
+                   ", 0;\n"                                                                              \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" FF_LIST_##N      \
+                   "}, %" #I0 ", %" #I1 ", p, 1, 1, %" #I3 ", %" #I4 ";\n}\n"                            \
+                   : FF_BIND_##N                                                                         \
+                   : "l"(a), "l"(b), "r"(accumulate), "n"(int(kA)), "n"(int(kB)));                       \
+    }                                                                                                    \
+    template <Major kB>                                                                                  \
+    static FF_DEVICE void registers(float (&d)[N / 2], const uint32_t* a, uint64_t b, int accumulate) {  \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I5                                              \
+                   ", 0;\n"                                                                              \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" FF_LIST_##N      \
+                   "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 ", p, 1, 1, %" #I6 ";\n}\n"      \
+                   : FF_BIND_##N                                                                         \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(int(kB))); \
+    }                                                                                                    \
   };
 #define FF_DEFINE_WGMMA_BF16(...) FF_DEFINE_WGMMA(bf16, "bf16", __VA_ARGS__)
 #define FF_DEFINE_WGMMA_F16(...) FF_DEFINE_WGMMA(f16, "f16", __VA_ARGS__)
