@@ -60,7 +60,9 @@ struct Side {
     numbers = at::empty({3, n}, x.options().dtype(at::kFloat));
     float* data = numbers.data_ptr<float>();
     side = {int(n), int(x.size(1)), int(pitch), rows.data_ptr(), data, data + n, data + 2 * n};
-    if (n) check(pair_features({dtype, x.const_data_ptr(), x.stride(0), normalize, side}, current_stream()), "pair_features");
+    if (n)
+      check(pair_features({dtype, x.const_data_ptr(), x.stride(0), normalize, side}, current_stream()),
+            "pair_features");
   }
   // The gradient of the features from t.
   Tensor gradient(const Tensor& t, const Scalar& scale, const Scalar* unit, at::ScalarType grad_dtype) const {
@@ -130,7 +132,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_fwd(const Tensor& a, const Op
   const Pairs pairs(a, b, scale, row_key, col_key, row_skip, col_skip, skip_positives, normalize);
   const int64_t n = pairs.problem.a.n, m = mode == "both" ? pairs.problem.b.n : 0;
   const auto floats = pairs.options(at::kFloat), ints = pairs.options(at::kInt);
-  if (pairs.empty()) return {at::zeros({4, n}, floats), at::zeros({n}, ints), at::zeros({4, m}, floats), at::zeros({m}, ints)};
+  if (pairs.empty())
+    return {at::zeros({4, n}, floats), at::zeros({n}, ints), at::zeros({4, m}, floats), at::zeros({m}, ints)};
   const Tensor rows = at::empty({4, n}, floats), row_count = at::empty({n}, ints);
   const Tensor cols = at::empty({4, m}, floats), col_count = at::empty({m}, ints);
   PairLse p{pairs.problem, statistics_of(rows, row_count, n, "rows"), {}, uniform, nullptr};
@@ -160,7 +163,8 @@ Gradients sweep_chunks(const Pairs& pairs, bool a_wanted, bool b_wanted, const S
   const bool wanted = a_wanted || b_wanted;
   const int64_t all_cols = round_up(p.b.n, kPairBlockN);
   int64_t chunk_rows = round_up(p.a.n, kPairBlockM);
-  if (wanted) chunk_rows = std::min(chunk_rows, std::max<int64_t>(kChunkBytes / (2 * all_cols) / kPairBlockM, 1) * kPairBlockM);
+  if (wanted)
+    chunk_rows = std::min(chunk_rows, std::max<int64_t>(kChunkBytes / (2 * all_cols) / kPairBlockM, 1) * kPairBlockM);
   // Below the diagonal, inside a chunk, products multiply zeros: an eighth of the square at most.
   if (wanted && p.symmetric) chunk_rows = std::min(chunk_rows, round_up((p.a.n + 7) / 8, kPairBlockM));
 
@@ -169,7 +173,8 @@ Gradients sweep_chunks(const Pairs& pairs, bool a_wanted, bool b_wanted, const S
   if (a_wanted) t.a = at::empty({p.a.n, p.a.pitch}, floats);
   if (a_wanted && p.symmetric) t.a.zero_();
   if (b_wanted) t.b = at::empty({p.b.n, p.b.pitch}, floats);
-  const Tensor g = wanted ? at::empty({std::min<int64_t>(chunk_rows, p.a.n), all_cols}, pairs.a.rows.options()) : Tensor();
+  const Tensor g =
+      wanted ? at::empty({std::min<int64_t>(chunk_rows, p.a.n), all_cols}, pairs.a.rows.options()) : Tensor();
 
   for (int64_t first = 0; first < p.a.n; first += chunk_rows) {
     const int rows = int(std::min(chunk_rows, p.a.n - first));
@@ -228,9 +233,13 @@ std::tuple<Tensor, Tensor, Tensor> softmax_bwd(const Tensor& unit_in, const Tens
   const Pairs pairs(a, b, scale, row_key, col_key, row_skip, col_skip, skip_positives, normalize);
   const Scalar unit(unit_in, "unit");
   const bool db_wanted = needs[1] && b;
-  const auto no_pairs = [](const Tensor& t, bool wanted) { return at::zeros(wanted ? t.sizes() : at::IntArrayRef{0}, t.options()); };
+  const auto no_pairs = [](const Tensor& t, bool wanted) {
+    return at::zeros(wanted ? t.sizes() : at::IntArrayRef{0}, t.options());
+  };
   if (pairs.empty()) return {no_pairs(a, needs[0]), no_pairs(b ? *b : a, db_wanted), no_pairs(scale, needs[2])};
-  PairSoftmaxBwd p{pairs.problem, statistics_of(rows, row_count, pairs.problem.a.n, "rows"), {}, float(label_smoothing), {}, nullptr};
+  PairSoftmaxBwd p{
+      pairs.problem, statistics_of(rows, row_count, pairs.problem.a.n, "rows"), {}, float(label_smoothing), {},
+      nullptr};
   if (mode == "both") p.cols = statistics_of(cols, col_count, pairs.problem.b.n, "cols");
   Sums sums(pairs, 1);
   const Gradients t = sweep_chunks(pairs, needs[0], db_wanted, [&](const PairChunk& chunk) {
@@ -256,8 +265,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid(const Tensor& a, cons
   const Pairs pairs(a, b, scale, row_key, col_key, std::nullopt, std::nullopt, skip_positives, normalize);
   const Scalar bias(bias_in, "bias");
   const auto floats = pairs.options(at::kFloat);
-  const auto no_pairs = [&](at::IntArrayRef shape, bool wanted) { return at::zeros(wanted ? shape : at::IntArrayRef{0}, floats); };
-  if (pairs.empty()) return {at::zeros({}, floats), no_pairs(a.sizes(), needs[0]), no_pairs(b.sizes(), needs[1]), no_pairs({}, needs[2]), no_pairs({}, needs[3])};
+  const auto no_pairs = [&](at::IntArrayRef shape, bool wanted) {
+    return at::zeros(wanted ? shape : at::IntArrayRef{0}, floats);
+  };
+  if (pairs.empty())
+    return {at::zeros({}, floats), no_pairs(a.sizes(), needs[0]), no_pairs(b.sizes(), needs[1]), no_pairs({}, needs[2]),
+            no_pairs({}, needs[3])};
   PairSigmoid p{pairs.problem, bias.data(), {}, nullptr};
   Sums sums(pairs, 3);
   const Gradients t = sweep_chunks(pairs, needs[0], needs[1], [&](const PairChunk& chunk) {

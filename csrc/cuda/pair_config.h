@@ -1,6 +1,6 @@
 // Sizes of the kernels that sweep over tiles of pairs, and their map of shared memory.
 //
-//     warpgroup 0      producer: warp 0 loads features by TMA, warps 1 and 2 what else belongs to columns
+//     warpgroup 0      producer: warp 0 loads features by TMA, warps 1..3 what else is known of columns
 //     warpgroups 1, 2  consumers: 64 rows of the tile each
 //
 //     0      mbarriers

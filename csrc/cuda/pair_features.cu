@@ -20,7 +20,8 @@ FF_DEVICE T warp_sum(T value) {
 }
 
 template <class Element>
-FF_KERNEL(kThreads) pair_features_kernel(const FF_GRID_CONSTANT PairFeatures p) {
+FF_KERNEL(kThreads)
+pair_features_kernel(const FF_GRID_CONSTANT PairFeatures p) {
   const PairSide& side = p.side;
   const int row = block_index() * kRows + thread_index() / 32, lane = thread_index() % 32;
   if (row >= side.n) return;
@@ -60,7 +61,8 @@ FF_DEVICE void store_rounded(f16* to, float x) {  // a zero row's gradient does 
 }
 
 template <class Element, class Out>
-FF_KERNEL(kThreads) pair_gradient_kernel(const FF_GRID_CONSTANT PairGradient p) {
+FF_KERNEL(kThreads)
+pair_gradient_kernel(const FF_GRID_CONSTANT PairGradient p) {
   const PairSide& side = p.side;
   const int row = block_index() * kRows + thread_index() / 32, lane = thread_index() % 32;
   if (row >= side.n) return;
@@ -69,8 +71,7 @@ FF_KERNEL(kThreads) pair_gradient_kernel(const FF_GRID_CONSTANT PairGradient p) 
   float dot = 0;
   for (int c = lane; c < side.dim; c += 32) dot += to_float(load_global(own + c)) * load_global(t + c);
   const float along = load_global(side.along + row) * warp_sum(dot);
-  const float outer =
-      load_global(side.factor + row) * load_global(p.scale) * (p.unit ? load_global(p.unit) : 1.0f);
+  const float outer = load_global(side.factor + row) * load_global(p.scale) * (p.unit ? load_global(p.unit) : 1.0f);
   Out* grad = static_cast<Out*>(p.grad) + int64_t(row) * side.dim;
   for (int c = lane; c < side.dim; c += 32)
     store_rounded(grad + c, outer * (load_global(t + c) - along * to_float(load_global(own + c))));

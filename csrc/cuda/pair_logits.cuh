@@ -52,7 +52,9 @@ struct PairBounds {
     diagonal = p.symmetric ? rows.row[0] - first : -kPairBlockN;
   }
   FF_DEVICE bool there(int i) const { return column(i) < end && column(i) - row(i) >= diagonal; }
-  FF_DEVICE bool own(int i) const { return column(i) - row(i) == diagonal; }  // a row with itself: no pair of a column's
+  FF_DEVICE bool own(int i) const {
+    return column(i) - row(i) == diagonal;
+  }  // a row with itself: no pair of a column's
 
   static FF_DEVICE constexpr int column(int i) { return i / 4 * 8 + i % 2; }
   static FF_DEVICE constexpr int row(int i) { return i / 2 % 2 * 8; }

@@ -1,4 +1,5 @@
 #include "cuda/pair_lse.cuh"
+#include "cuda/pair_statistics.cuh"
 
 namespace fastfuse::cuda {
 namespace {
@@ -36,8 +37,9 @@ cudaError_t pair_lse(const PairLse& p, cudaStream_t stream) {
   args.col_pitch = parts.col_pitch;
   error = p.dtype == DType::kBFloat16 ? launch_sweep<Lse<bf16>>(args, stream) : launch_sweep<Lse<f16>>(args, stream);
   if (error != cudaSuccess) return error;
-  LineStatisticsArguments merge{args.tiles, args.row_parts,  p.symmetric ? args.col_parts : nullptr,
-                                args.col_pitch, p.a.n, p.b.n, p.uniform, p.rows};
+  LineStatisticsArguments merge{args.tiles,     args.row_parts, p.symmetric ? args.col_parts : nullptr,
+                                args.col_pitch, p.a.n,          p.b.n,
+                                p.uniform,      p.rows};
   error = merge_statistics(merge, stream);
   if (error != cudaSuccess || p.symmetric || !p.cols.values) return error;
   merge.row_parts = nullptr;

@@ -1,27 +1,13 @@
 // Statistics of the rows and of the columns of x = scale c, both from one sweep of tiles.
 //
-// A line (row or column) keeps (top, rest): its largest visible logit so far, and the sum of exp(x - top) over the
-// others, so that a line with one dominant logit keeps its tiny rest in full. Taking in a tile's part of a row,
-//
-//     new = max(top, max x);   rest' = rest exp(top - new) + sum_{x < new} exp(x - new) + #{x = new} + (exp(top - new) - 1
-//                                                                                                     if top < new)
-// and two lines that meet become
-//
-//     e = exp(-|top_1 - top_2|);   the larger's rest + ((the smaller's rest) + 1) e
-//
 // Rows stay in registers along a row of tiles, each thread with its share of the columns. Columns are merged in pairs up
 // to a warp's 16 rows, then through shared memory to a warpgroup's 64, then into the warpgroup's own part in global
-// memory. pair_statistics_kernel merges the parts in order: no atomics.
+// memory. pair_statistics.cuh merges the parts in order: no atomics.
 #pragma once
 
-#include "cuda/pair_logits.cuh"
+#include "cuda/pair_line.cuh"
 
 namespace fastfuse::cuda {
-
-inline constexpr float kHidden = -1e38f;  // a logit that is left out, and the top of nothing
-
-// What is kept of a line: planes of a part.
-enum LinePlane { kTop, kRest, kPositives, kCount, kSum, kPlanes };  // kPositives, kSum: of x over the positives, over all
 
 struct LseArguments : SweepArguments {
   PairLse p;
@@ -29,47 +15,6 @@ struct LseArguments : SweepArguments {
   float* col_parts;  // [blocks][warpgroups][kPlanes][col_pitch], or null where the columns have no results
   int64_t col_pitch;
 };
-
-FF_DEVICE void merge_lines(float other_top, float other_rest, float& top, float& rest) {
-  const float difference = other_top - top, e = exp_of(difference > 0 ? -difference : difference);
-  rest = difference > 0 ? other_rest + (rest + 1) * e : rest + (other_rest + 1) * e;
-  top = maximum(top, other_top);
-}
-
-// What two planes of a line become when they take in two others.
-struct MergeLines {
-  FF_DEVICE void operator()(float other_top, float other_rest, float& top, float& rest) const {
-    merge_lines(other_top, other_rest, top, rest);
-  }
-};
-struct AddBoth {
-  FF_DEVICE void operator()(float first, float second, float& to_first, float& to_second) const {
-    to_first += first;
-    to_second += second;
-  }
-};
-
-// Row h's part of a tile.
-template <int kCount>
-FF_DEVICE void take_in(const float (&x)[kCount], int h, float& top, float& rest) {
-  float now = top;
-#pragma unroll
-  for (int i = 0; i < kCount / 2; i++) now = maximum(now, x[i / 2 * 4 + 2 * h + i % 2]);
-  float others = 0, equal = 0;
-#pragma unroll
-  for (int i = 0; i < kCount / 2; i++) {
-    const float below = x[i / 2 * 4 + 2 * h + i % 2] - now;
-    if (below < 0) {
-      others += exp_of(below);
-    } else {
-      equal += 1;
-    }
-    if (i % 8 == 7) warp_sync();  // keeps the compiler from having too much in flight for its registers
-  }
-  const float old = exp_of(top - now);
-  rest = rest * old + others + (top < now ? old + (equal - 1) : equal);
-  top = now;
-}
 
 // Two numbers of each of 8 columns, every thread's own for its rows, merged over the 8 threads of a warp that have the same
 // columns; entry 0 of lane l is then that of column l / 4.
@@ -121,7 +66,8 @@ struct Lse {
 
   // A plane of the warpgroup's part of the columns.
   FF_DEVICE float* col_part(int plane) const {
-    return args.col_parts + ((int64_t(block_index()) * C::kConsumers + who.warpgroup) * kPlanes + plane) * args.col_pitch;
+    return args.col_parts +
+           ((int64_t(block_index()) * C::kConsumers + who.warpgroup) * kPlanes + plane) * args.col_pitch;
   }
 
   // What the warp's rows add to two planes of 32 columns from tile column 8 j on: values(i) of products i and i + 2 first,
@@ -180,10 +126,13 @@ struct Lse {
     if (!args.col_parts) return;
 #pragma unroll
     for (int j = 0; j < C::kProducts / 4; j += 4) {
-      reduce_columns(j, 4 * j, [&](int i, float& sum, float& nothing) {
-        sum = bounds.there(i) && !bounds.own(i) ? x[i] : 0.0f;
-        nothing = 0;
-      }, AddBoth{});
+      reduce_columns(
+          j, 4 * j,
+          [&](int i, float& sum, float& nothing) {
+            sum = bounds.there(i) && !bounds.own(i) ? x[i] : 0.0f;
+            nothing = 0;
+          },
+          AddBoth{});
     }
     merge_columns(at, kSum, kCount, AddBoth{});
   }
@@ -205,11 +154,14 @@ struct Lse {
       if (args.col_parts) {
 #pragma unroll
         for (int j = 0; j < kQuarter / 4; j += 4) {
-          reduce_columns(first + j, 4 * j, [&](int i, float& sum, float& count) {
-            const bool counts = marks.positive(i) && !bounds.own(i);
-            sum = counts ? x[i] : 0.0f;
-            count = counts ? 1.0f : 0.0f;
-          }, AddBoth{});
+          reduce_columns(
+              first + j, 4 * j,
+              [&](int i, float& sum, float& count) {
+                const bool counts = marks.positive(i) && !bounds.own(i);
+                sum = counts ? x[i] : 0.0f;
+                count = counts ? 1.0f : 0.0f;
+              },
+              AddBoth{});
         }
       }
       turn(x);
@@ -243,10 +195,13 @@ struct Lse {
     if (marked && args.p.symmetric) hide_own(at, x);
 #pragma unroll
     for (int j = 0; j < C::kProducts / 4; j += 4) {
-      reduce_columns(j, 4 * j, [&](int i, float& top, float& rest) {
-        top = x[i];
-        rest = 0;
-      }, MergeLines{});
+      reduce_columns(
+          j, 4 * j,
+          [&](int i, float& top, float& rest) {
+            top = x[i];
+            rest = 0;
+          },
+          MergeLines{});
     }
     merge_columns(at, kTop, kRest, MergeLines{});
   }
@@ -254,7 +209,7 @@ struct Lse {
   FF_DEVICE void end_rows(int row) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      float(&own)[kPlanes] = line[h];
+      float (&own)[kPlanes] = line[h];
 #pragma unroll
       for (int mask = 1; mask <= 2; mask *= 2) {
         merge_lines(shuffle_xor(own[kTop], mask), shuffle_xor(own[kRest], mask), own[kTop], own[kRest]);
@@ -269,79 +224,5 @@ struct Lse {
 
   FF_DEVICE void finish() const {}
 };
-
-// ---- the parts of each line, merged
-
-struct LineStatisticsArguments {
-  PairTiles tiles;
-  const float* row_parts;  // null: none for these lines
-  const float* col_parts;
-  int64_t col_pitch;
-  int lines, others;
-  bool uniform;
-  PairStatistics to;
-};
-
-inline constexpr int kMergeWarps = 8, kMergeLines = 32;
-
-// What a warp has of a line so far. What is no line's own logit is summed in double.
-struct LineTotal {
-  float top = kHidden, rest = 0;
-  double positives = 0, sum = 0;
-  int count = 0;
-
-  FF_DEVICE void take(const float* part, int64_t pitch) {
-    merge_lines(load_global(part + kTop * pitch), load_global(part + kRest * pitch), top, rest);
-    positives += load_global(part + kPositives * pitch);
-    count += int(load_global(part + kCount * pitch));
-    sum += load_global(part + kSum * pitch);
-  }
-  FF_DEVICE void take(const LineTotal& other) {
-    merge_lines(other.top, other.rest, top, rest);
-    positives += other.positives;
-    count += other.count;
-    sum += other.sum;
-  }
-};
-
-// 32 lines a block; its warps share their parts.
-inline FF_KERNEL(32 * kMergeWarps) pair_statistics_kernel(const FF_GRID_CONSTANT LineStatisticsArguments args) {
-  const int warp = thread_index() / 32, lane = thread_index() % 32;
-  const int line = block_index() * kMergeLines + lane;
-  LineTotal total;
-  int part = 0;
-  const auto mine = [&] { return line < args.lines && part++ % kMergeWarps == warp; };
-  if (args.row_parts) {
-    const int row = block_index() * kMergeLines / kPairBlockM;
-    for_owners_of_row(args.tiles, row, [&](int block) {
-      if (mine()) total.take(args.row_parts + int64_t(block + row) * kPlanes * kPairBlockM + line % kPairBlockM, kPairBlockM);
-    });
-  }
-  if (args.col_parts) {
-    for_owners_of_col(args.tiles, block_index() * kMergeLines / kPairBlockN, [&](int block) {
-      for (int warpgroup = 0; warpgroup < 2; warpgroup++) {
-        if (mine()) total.take(args.col_parts + (int64_t(block) * 2 + warpgroup) * kPlanes * args.col_pitch + line, args.col_pitch);
-      }
-    });
-  }
-  const auto exchange = [&](int from) { return shared_memory() + uint32_t(from * kMergeLines + lane) * sizeof(LineTotal); };
-  store_shared(exchange(warp), total);
-  block_sync();
-  if (warp != 0 || line >= args.lines) return;
-  for (int other = 1; other < kMergeWarps; other++) total.take(load_shared<LineTotal>(exchange(other)));
-  const bool nothing = total.top == kHidden;
-  const float reference = nothing ? 0.0f : total.top;
-  const auto below = [&](double sum, double n) { return float(reference - sum / n); };
-  store_global(args.to.values + line, reference);
-  store_global(args.to.values + args.lines + line, nothing ? 0.0f : total.rest);
-  store_global(args.to.values + 2 * args.lines + line, total.count ? below(total.positives, total.count) : 0.0f);
-  store_global(args.to.values + 3 * args.lines + line, args.uniform ? below(total.sum, args.others) : 0.0f);
-  store_global(args.to.count + line, total.count);
-}
-
-inline cudaError_t merge_statistics(const LineStatisticsArguments& args, cudaStream_t stream) {
-  return launch(pair_statistics_kernel, (args.lines + kMergeLines - 1) / kMergeLines, 32 * kMergeWarps,
-                kMergeWarps * kMergeLines * sizeof(LineTotal), stream, args);
-}
 
 }  // namespace fastfuse::cuda

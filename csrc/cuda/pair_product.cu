@@ -18,8 +18,7 @@ cudaError_t launch_product(const PairProduct& p, cudaStream_t stream) {
   const int64_t f_sizes[2] = {p.dim, contraction}, f_strides[2] = {1, p.pitch};
   const int g_box[2] = {64, C::kTransposed ? 64 : 128}, f_box[2] = {64, 64};
   cudaError_t error = make_tensor_map(&args.g, p.g, 2, g_sizes, g_strides, g_box, Swizzle::k128);
-  if (error == cudaSuccess)
-    error = make_tensor_map(&args.f, p.features, 2, f_sizes, f_strides, f_box, Swizzle::k128);
+  if (error == cudaSuccess) error = make_tensor_map(&args.f, p.features, 2, f_sizes, f_strides, f_box, Swizzle::k128);
   int blocks = 0;
   if (error == cudaSuccess) error = persistent_blocks(args.work, &blocks);
   if (error != cudaSuccess) return error;

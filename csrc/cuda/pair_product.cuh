@@ -36,7 +36,7 @@ struct ProductArguments {
   TensorMap f;  // (dim, contraction), boxes of (64, 64)
   float* t;     // [rows][pitch]
   int64_t pitch;
-  int rows, steps;  // steps: of 64 along the contraction
+  int rows, steps;   // steps: of 64 along the contraction
   int widths, work;  // tiles along the features, in all
   bool accumulate;
 };
@@ -123,7 +123,8 @@ FF_DEVICE void multiply_factors(const ProductArguments& args, const ProductShare
 }
 
 template <class C>
-FF_KERNEL(C::kThreads) pair_product_kernel(const FF_GRID_CONSTANT ProductArguments args) {
+FF_KERNEL(C::kThreads)
+pair_product_kernel(const FF_GRID_CONSTANT ProductArguments args) {
   const ProductShared<C> shared{shared_memory()};
   const int warpgroup = thread_index() / 128, warp = thread_index() / 32 % 4, lane = thread_index() % 32;
   if (thread_index() == 0) {

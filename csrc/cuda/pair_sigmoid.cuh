@@ -14,8 +14,9 @@ struct SigmoidArguments : SweepArguments {
 
 // log(1 + e) for e in [0, 1], relative error 1.3e-7: a minimax fit of log(1 + e) / e that is 1 at 0.
 FF_DEVICE float log1p_unit(float e) {
-  constexpr float kFit[] = {5.364813946e-3f, -3.006575078e-2f, 7.920446820e-2f, -1.375379666e-1f, 1.915365229e-1f,
-                            -2.485716300e-1f, 3.332132254e-1f, -4.999964796e-1f, 1.0f};
+  constexpr float kFit[] = {5.364813946e-3f,  -3.006575078e-2f, 7.920446820e-2f,
+                            -1.375379666e-1f, 1.915365229e-1f,  -2.485716300e-1f,
+                            3.332132254e-1f,  -4.999964796e-1f, 1.0f};
   float p = 0;
 #pragma unroll
   for (const float coefficient : kFit) p = fused_multiply_add(p, e, coefficient);

@@ -50,7 +50,7 @@ struct SoftmaxBwd {
   const PairShared<C>& shared;
   PairThread who;
   PairRows rows;
-  float line[2][kLineNumbers];
+  float reference[2], coefficient[2];
   double sum[1] = {0};
 
   FF_DEVICE SoftmaxBwd(const SoftmaxBwdArguments& args, const PairShared<C>& shared, const PairThread& who)
@@ -62,8 +62,7 @@ struct SoftmaxBwd {
     const PairSoftmaxBwd& p = args.p;
     const bool there = j < p.b.n;
     float number[kLineNumbers] = {};
-    if (there && kCols)
-      load_line(p.symmetric ? p.rows : p.cols, p.b.n, j, p.label_smoothing, args.col_weight, number);
+    if (there && kCols) load_line(p.symmetric ? p.rows : p.cols, p.b.n, j, p.label_smoothing, args.col_weight, number);
     store_shared(shared.value(stage, 0, column), there ? load_global(p.b.inverse + j) : 0.0f);
 #pragma unroll
     for (int i = 0; i < kLineNumbers; i++) store_shared(shared.value(stage, 1 + i, column), number[i]);
@@ -73,9 +72,15 @@ struct SoftmaxBwd {
     rows.load(args.p, who, row);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const int there = rows.row[h] < args.p.a.n ? rows.row[h] : args.p.a.n - 1;
-      load_line(args.p.rows, args.p.a.n, there, args.p.label_smoothing, 1.0f, line[h]);
+      float number[kLineNumbers];
+      load_row(h, number);
+      reference[h] = number[kReference];
+      coefficient[h] = number[kCoefficient];
     }
+  }
+  FF_DEVICE void load_row(int h, float (&number)[kLineNumbers]) const {
+    const int there = rows.row[h] < args.p.a.n ? rows.row[h] : args.p.a.n - 1;
+    load_line(args.p.rows, args.p.a.n, there, args.p.label_smoothing, 1.0f, number);
   }
   FF_DEVICE void end_rows(int) const {}
   FF_DEVICE void finish() { write_sums(who, sum, args.p.sums); }
@@ -91,7 +96,8 @@ struct SoftmaxBwd {
     for (int j = 0; j < C::kProducts / 4; j++) {
       const int col = who.col(j);
       const Two<float> col_inverse = load_two<float>(shared.value(stage, 0, col));
-      const Two<float> reference = column(stage, kReference, col), coefficient = column(stage, kCoefficient, col);
+      const Two<float> col_reference = column(stage, kReference, col);
+      const Two<float> col_coefficient = column(stage, kCoefficient, col);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         float pair[2];  // summed first: dscale's chain of additions would lag, and hold registers
@@ -100,8 +106,8 @@ struct SoftmaxBwd {
           float& value = x[4 * j + 2 * h + c];
           const float cosine = multiply_exactly(value, col_inverse.at[c]);  // / inverse_i
           const float logit = multiply_exactly(cosine, rows.scaled[h]);
-          float g = exp_of(logit - line[h][kReference]) * line[h][kCoefficient];
-          if (kCols) g += exp_of(logit - reference.at[c]) * coefficient.at[c];
+          float g = exp_of(logit - reference[h]) * coefficient[h];
+          if (kCols) g += exp_of(logit - col_reference.at[c]) * col_coefficient.at[c];
           pair[c] = g * cosine;
           value = g * col_inverse.at[c] * rows.inverse[h];
         }
@@ -113,16 +119,19 @@ struct SoftmaxBwd {
 
   FF_DEVICE void marked_quarter(const PairBounds& bounds, const PairMarks& marks, int quarter, int stage,
                                 float (&x)[C::kProducts], float (&dscale)[2]) const {
+    float line[2][kLineNumbers];
+#pragma unroll
+    for (int h = 0; h < 2; h++) load_row(h, line[h]);
     const float smoothing = args.p.label_smoothing;
 #pragma unroll
     for (int j = 0; j < kQuarter / 4; j++) {
       const int col = who.col(quarter * kQuarter / 4 + j);
       const Two<float> col_inverse = load_two<float>(shared.value(stage, 0, col));
-      const Two<float> reference = column(stage, kReference, col), rest = column(stage, kRest, col);
+      const Two<float> col_reference = column(stage, kReference, col), rest = column(stage, kRest, col);
       const Two<float> positive = column(stage, kPositive, col), inverse = column(stage, kInverse, col);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const float(&row)[kLineNumbers] = line[h];
+        const float (&row)[kLineNumbers] = line[h];
         float pair[2];
 #pragma unroll
         for (int c = 0; c < 2; c++) {
@@ -133,8 +142,9 @@ struct SoftmaxBwd {
           float g = line_gradient(visible ? exp_of(logit - row[kReference]) : 0.0f, share_of(row[kPositive], smoothing),
                                   (is_positive ? row[kPositive] : 0.0f) + args.row_uniform, row[kRest], row[kInverse]);
           if (kCols && !bounds.own(at)) {
-            g += line_gradient(visible ? exp_of(logit - reference.at[c]) : 0.0f, share_of(positive.at[c], smoothing),
-                               (is_positive ? positive.at[c] : 0.0f) + args.col_uniform, rest.at[c], inverse.at[c]);
+            g +=
+                line_gradient(visible ? exp_of(logit - col_reference.at[c]) : 0.0f, share_of(positive.at[c], smoothing),
+                              (is_positive ? positive.at[c] : 0.0f) + args.col_uniform, rest.at[c], inverse.at[c]);
           }
           if (!bounds.there(at)) g = 0;
           pair[c] = g * cosine;

@@ -7,6 +7,7 @@
 //
 //     C, Element, Arguments        the last derives from SweepArguments
 //     stage_column(args, shared, stage, column, j)      by the producer: the values of column j of the problem
+//     looks_at_all(args)                                whether every tile has to be looked at, see load_labels
 //     Kind(args, shared, who)      a consumer's thread
 //     begin_rows(row), end_rows(row)                    of tiles
 //     tile(at, stage, marked, products)
@@ -82,13 +83,11 @@ FF_DEVICE LabelRange range_of_rows(const int64_t* labels, int first, int n, int 
   return range;
 }
 
-// One of two warps: `of` 0 has the keys and the values of each tile's columns, 1 the skips. Each says whether any pair of
-// the tile has to be looked at: one that may be marked, or may not be there.
-template <class Kind>
-FF_DEVICE void load_columns(const typename Kind::Arguments& args, const PairShared<typename Kind::C>& shared, int of,
-                            int lane) {
-  using C = typename Kind::C;
-  const PairProblem& p = args.p;
+// One warp: the keys (of 0) or skips (of 1) of each tile's columns, and whether any pair has to be looked at for their
+// sake, or because it may not be there.
+template <class C>
+FF_DEVICE void load_labels(const SweepArguments& args, const PairProblem& p, const PairShared<C>& shared, int of,
+                           int lane) {
   const int64_t* row_labels = of == 0 ? p.labels.row_key : p.labels.row_skip;
   const int64_t* col_labels = of == 0 ? p.labels.col_key : p.labels.col_skip;
   Ring<C::kColumnStages> ring;
@@ -98,24 +97,36 @@ FF_DEVICE void load_columns(const typename Kind::Arguments& args, const PairShar
     if (at.row != row && row_labels) rows = range_of_rows(row_labels, at.row * C::kBlockM, p.a.n, lane);
     row = at.row;
     mbarrier_wait(shared.columns_empty(ring.stage), ring.parity ^ 1);
-    LabelRange columns;
-#pragma unroll 1
-    for (int column = lane; column < C::kBlockN; column += 32) {
-      const int j = at.col * C::kBlockN + column;
-      if (col_labels) {
+    bool look = (at.row + 1) * C::kBlockM > p.a.n || (at.col + 1) * C::kBlockN > p.b.n;
+    look |= p.symmetric && at.col * C::kBlockN < (at.row + 1) * C::kBlockM;
+    if (col_labels) {
+      LabelRange columns;
+#pragma unroll 4
+      for (int column = lane; column < C::kBlockN; column += 32) {
+        const int j = at.col * C::kBlockN + column;
         const int64_t label = load_global(col_labels + (j < p.b.n ? j : p.b.n - 1));
         columns.take(label);
         store_shared(shared.label(ring.stage, of, column), label);
       }
-      if (of == 0) Kind::stage_column(args, shared, ring.stage, column, j);
-    }
-    if (col_labels) columns.share();
-    bool look = columns.meets(rows);
-    if (of == 0) {
-      look |= (at.row + 1) * C::kBlockM > p.a.n || (at.col + 1) * C::kBlockN > p.b.n || Kind::looks_at_all(args);
-      look |= p.symmetric && at.col * C::kBlockN < (at.row + 1) * C::kBlockM;
+      columns.share();
+      look |= columns.meets(rows);
     }
     if (lane == 0) store_shared(shared.marked(ring.stage, of), int32_t(look));
+    mbarrier_arrive(shared.columns_full(ring.stage));
+    ring.advance();
+  }
+}
+
+// One warp: what else a Kind needs of each tile's columns.
+template <class Kind>
+FF_DEVICE void load_values(const typename Kind::Arguments& args, const PairShared<typename Kind::C>& shared, int lane) {
+  using C = typename Kind::C;
+  Ring<C::kColumnStages> ring;
+  for (TileWalk at(args.tiles, block_index()); at.left > 0; at.next(args.tiles)) {
+    mbarrier_wait(shared.columns_empty(ring.stage), ring.parity ^ 1);
+#pragma unroll 2
+    for (int column = lane; column < C::kBlockN; column += 32)
+      Kind::stage_column(args, shared, ring.stage, column, at.col * C::kBlockN + column);
     mbarrier_arrive(shared.columns_full(ring.stage));
     ring.advance();
   }
@@ -168,7 +179,7 @@ FF_DEVICE void consume(const typename Kind::Arguments& args, const PairShared<ty
     multiply(shared, who, args.steps, ring, products);
     mbarrier_wait(shared.columns_full(columns.stage), columns.parity);
     const Two<int32_t> marked = load_two<int32_t>(shared.marked(columns.stage, 0));
-    kind.tile(at, columns.stage, marked.at[0] || marked.at[1], products);
+    kind.tile(at, columns.stage, marked.at[0] || marked.at[1] || Kind::looks_at_all(args), products);
     warp_sync();
     if (who.lane == 0) mbarrier_arrive(shared.columns_empty(columns.stage));
     columns.advance();
@@ -178,7 +189,8 @@ FF_DEVICE void consume(const typename Kind::Arguments& args, const PairShared<ty
 }
 
 template <class Kind>
-FF_KERNEL(Kind::C::kThreads) pair_sweep_kernel(const FF_GRID_CONSTANT typename Kind::Arguments args) {
+FF_KERNEL(Kind::C::kThreads)
+pair_sweep_kernel(const FF_GRID_CONSTANT typename Kind::Arguments args) {
   using C = typename Kind::C;
   const PairShared<C> shared{shared_memory()};
   const int warpgroup = thread_index() / 128, warp = thread_index() / 32 % 4, lane = thread_index() % 32;
@@ -188,7 +200,7 @@ FF_KERNEL(Kind::C::kThreads) pair_sweep_kernel(const FF_GRID_CONSTANT typename K
       mbarrier_init(shared.empty(stage), C::kConsumerWarps);
     }
     for (int stage = 0; stage < C::kColumnStages; stage++) {
-      mbarrier_init(shared.columns_full(stage), 64);
+      mbarrier_init(shared.columns_full(stage), 3 * 32);
       mbarrier_init(shared.columns_empty(stage), C::kConsumerWarps);
     }
     mbarrier_init_fence();
@@ -197,7 +209,8 @@ FF_KERNEL(Kind::C::kThreads) pair_sweep_kernel(const FF_GRID_CONSTANT typename K
   if (warpgroup == 0) {
     decrease_registers<C::kProducerRegisters>();
     if (warp == 0 && lane == 0) load_features(args, shared);
-    if (warp == 1 || warp == 2) load_columns<Kind>(args, shared, warp - 1, lane);
+    if (warp == 1 || warp == 2) load_labels(args, args.p, shared, warp - 1, lane);
+    if (warp == 3) load_values<Kind>(args, shared, lane);
   } else {
     increase_registers<C::kConsumerRegisters>();
     consume<Kind>(args, shared, PairThread{warpgroup - 1, warp, lane});

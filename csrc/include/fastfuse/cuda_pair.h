@@ -41,7 +41,7 @@ struct PairFeatures {
 
 // T [n][pitch] float32 to the gradient of x:  unit scale factor_i (t_i - along_i (rows_i . t_i) rows_i).
 struct PairGradient {
-  DType dtype;         // of the rows
+  DType dtype;  // of the rows
   PairSide side;
   const float* t;      // [n][pitch]
   const float* scale;  // [1]
@@ -84,9 +84,9 @@ struct PairLse : PairProblem {
 // The rows of one chunk. G_ij is the gradient of c_ij without scale, times inverse_i inverse_j.
 struct PairChunk {
   int first_row, rows;  // first_row: a multiple of kPairBlockM
-  int first_col;        // G's first column, a multiple of kPairBlockN: 0, or symmetric the first that row first_row meets
-  void* g;              // [rows][pitch], of the rows' dtype, 0 where symmetric leaves it out; null: not wanted
-  int64_t pitch;        // M - first_col rounded up to a multiple of kPairBlockN
+  int first_col;  // G's first column, a multiple of kPairBlockN: 0, or symmetric the first that row first_row meets
+  void* g;        // [rows][pitch], of the rows' dtype, 0 where symmetric leaves it out; null: not wanted
+  int64_t pitch;  // M - first_col rounded up to a multiple of kPairBlockN
 };
 
 // G of  sum of the row losses + N / M * sum of the column losses.
@@ -109,8 +109,8 @@ struct PairSigmoid : PairProblem {
 // t [n][pitch] (+)= G side.rows, or with `transposed` G^T side.rows.
 struct PairProduct {
   DType dtype;
-  const void* g;        // [rows][g_pitch]
-  int rows, cols;       // of G
+  const void* g;   // [rows][g_pitch]
+  int rows, cols;  // of G
   int64_t g_pitch;
   bool transposed;
   const void* features;  // [cols][pitch], or transposed [rows][pitch]
