@@ -4,8 +4,8 @@
 #include <ATen/ATen.h>
 
 #ifndef FASTFUSE_EMULATION
-#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #endif
 
 #include "fastfuse/cuda.h"
@@ -24,7 +24,7 @@ struct DeviceGuard {
   explicit DeviceGuard(const at::Tensor& t) : guard(t.device()) {}
   c10::cuda::CUDAGuard guard;
 };
-inline cudaStream_t current_stream() { return at::cuda::getCurrentCUDAStream(); }
+inline cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream(); }
 #endif
 
 inline void check(cudaError_t error, const char* op) {
