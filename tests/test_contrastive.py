@@ -32,8 +32,8 @@ def expected(case: ContrastiveCase, dtype: torch.dtype) -> tuple[ContrastiveInpu
     return inputs, truth, peer
 
 
-def check_case(case: ContrastiveCase, backend: str, dtype: torch.dtype) -> None:
-    """Loss and gradients within the budget."""
+def check_case(case: ContrastiveCase, backend: str, dtype: torch.dtype) -> Results:
+    """Loss and gradients, which are within the budget."""
     inputs, truth, peer = expected(case, dtype)
     ours = run(ff, case, inputs, backend=backend)
     for what in truth:
@@ -44,6 +44,7 @@ def check_case(case: ContrastiveCase, backend: str, dtype: torch.dtype) -> None:
         assert_within_budget(what, *results, dtype)
     assert ours["loss"].dtype == torch.float32
     assert ours["da"].dtype == dtype
+    return ours
 
 
 @pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)

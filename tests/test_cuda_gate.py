@@ -15,7 +15,7 @@ CUDA = ROOT / "csrc/cuda"
 SOURCES = sorted(path.name for path in CUDA.glob("*.cu"))
 ARCHITECTURE = ["-gencode", "arch=compute_90a,code=sm_90a"]
 INCLUDE = ["-I", str(ROOT / "csrc"), "-I", str(ROOT / "csrc/include")]
-WITH_PRODUCTS = [source for source in SOURCES if re.search(r"_(bf16|f16)_", source)]
+WITH_PRODUCTS = [source for source in SOURCES if re.search(r"_(bf16|f16)_|^pair_(?!features)", source)]
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 
