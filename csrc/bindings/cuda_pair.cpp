@@ -7,7 +7,6 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -28,6 +27,8 @@ void check_tensor(const Tensor& t, at::IntArrayRef shape, at::ScalarType dtype, 
   TORCH_CHECK_TYPE(t.scalar_type() == dtype, name, ": dtype ", t.scalar_type(), ", expected ", dtype);
   TORCH_CHECK_VALUE(t.is_contiguous(), name, ": expected a contiguous tensor");
 }
+
+constexpr int64_t kMaxRows = 1 << 22;  // tiles are counted in 32 bits
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -50,7 +51,7 @@ struct Side {
   Side(const Tensor& x_, bool normalize, const char* name) {
     TORCH_CHECK_VALUE(x_.dim() == 2 && x_.size(1) > 0, name, ": expected (N, D >= 1), got ", x_.sizes());
     TORCH_CHECK_VALUE(x_.device().type() == kDevice, name, ": expected a ", kDevice, " tensor, got ", x_.device());
-    TORCH_CHECK_VALUE(x_.size(0) < std::numeric_limits<int32_t>::max() / 2, name, ": more than 2^30 rows");
+    TORCH_CHECK_VALUE(x_.size(0) <= kMaxRows && x_.size(1) <= kMaxRows, name, ": sizes beyond 2^22, got ", x_.sizes());
     TORCH_CHECK_TYPE(x_.scalar_type() == at::kBFloat16 || x_.scalar_type() == at::kHalf, name, ": dtype ",
                      x_.scalar_type(), ", expected bfloat16 or float16");
     const Tensor x = x_.stride(1) == 1 ? x_ : x_.contiguous();

@@ -31,6 +31,8 @@ struct PairConfig {
   static constexpr int kConsumerWarps = 4 * kConsumers;
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static constexpr int kProducts = kBlockN / 2;  // of a consumer's thread
+  static constexpr int kExchangeBarrier = 1;     // and 2: of each consumer
+  static constexpr int kLeadBarrier = 3;
 
   static constexpr int kRowBytes = 2 * kStep;
   static constexpr int kABytes = kBlockM * kRowBytes, kBBytes = kBlockN * kRowBytes;

@@ -16,15 +16,13 @@ namespace fastfuse::cuda {
 
 inline constexpr float kHidden = -1e38f;  // a logit that is left out, and the top of nothing
 
-// What is kept of a line: planes of a part.
-enum LinePlane {
-  kTop,
-  kRest,
-  kPositives,
-  kCount,
-  kSum,
-  kPlanes
-};  // kPositives, kSum: of x over the positives, over all
+// What is kept of a line: planes of a part. Sums are of x. kSum, over all pairs, is the last: columns have it only where it
+// is asked for.
+// clang-format off
+enum LinePlane { kTop, kRest, kPositives, kCount, kSum, kPlanes };
+// clang-format on
+
+FF_HOST_DEVICE constexpr int col_planes(bool uniform) { return uniform ? kPlanes : kSum; }
 
 FF_DEVICE void merge_lines(float other_top, float other_rest, float& top, float& rest) {
   const float difference = other_top - top, e = exp_of(difference > 0 ? -difference : difference);

@@ -12,7 +12,7 @@ namespace fastfuse::cuda {
 struct LseArguments : SweepArguments {
   PairLse p;
   float* row_parts;  // [blocks + rows of tiles][kPlanes][kPairBlockM]; block + row is another number for each that meet
-  float* col_parts;  // [blocks][warpgroups][kPlanes][col_pitch], or null where the columns have no results
+  float* col_parts;  // [blocks][warpgroups][col_planes][col_pitch], or null where the columns have no results
   int64_t col_pitch;
 };
 
@@ -67,7 +67,8 @@ struct Lse {
   // A plane of the warpgroup's part of the columns.
   FF_DEVICE float* col_part(int plane) const {
     return args.col_parts +
-           ((int64_t(block_index()) * C::kConsumers + who.warpgroup) * kPlanes + plane) * args.col_pitch;
+           ((int64_t(block_index()) * C::kConsumers + who.warpgroup) * col_planes(args.p.uniform) + plane) *
+               args.col_pitch;
   }
 
   // What the warp's rows add to two planes of 32 columns from tile column 8 j on: values(i) of products i and i + 2 first,
@@ -92,7 +93,7 @@ struct Lse {
   // The exchange into two planes of the warpgroup's part. Each thread has two columns, which nobody else writes.
   template <class Merge>
   FF_DEVICE void merge_columns(const TileWalk& at, int first_plane, int second_plane, const Merge& merge) const {
-    named_barrier_sync(1 + who.warpgroup, 128);
+    named_barrier_sync(C::kExchangeBarrier + who.warpgroup, 128);
     const int column = 2 * who.thread();
     auto* to_first = reinterpret_cast<Two<float>*>(col_part(first_plane) + at.col * C::kBlockN + column);
     auto* to_second = reinterpret_cast<Two<float>*>(col_part(second_plane) + at.col * C::kBlockN + column);
@@ -106,12 +107,11 @@ struct Lse {
     }
     *to_first = first;
     *to_second = second;
-    named_barrier_sync(1 + who.warpgroup, 128);
+    named_barrier_sync(C::kExchangeBarrier + who.warpgroup, 128);
   }
 
   FF_DEVICE void begin_columns(const TileWalk& at) const {
-#pragma unroll
-    for (int plane = 0; plane < kPlanes; plane++) {
+    for (int plane = 0; plane < col_planes(args.p.uniform); plane++) {
       const float nothing = plane == kTop ? kHidden : 0.0f;
       store_global(reinterpret_cast<Two<float>*>(col_part(plane) + at.col * C::kBlockN + 2 * who.thread()),
                    Two<float>{nothing, nothing});
@@ -186,7 +186,7 @@ struct Lse {
       for (int i = 0; i < 4; i++)
         x[4 * j + i] = multiply_exactly(multiply_exactly(x[4 * j + i], inverse.at[i % 2]), rows.scaled[i / 2]);
     }
-    if (args.col_parts && at.first_meeting()) begin_columns(at);
+    if (args.col_parts && at.first_meeting(args.tiles, block_index())) begin_columns(at);
     if (args.p.uniform) add_all(at, x);
     if (marked) look(at, stage, x);
 #pragma unroll

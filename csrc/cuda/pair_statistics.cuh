@@ -23,11 +23,11 @@ struct LineTotal {
   double positives = 0, sum = 0;
   int count = 0;
 
-  FF_DEVICE void take(const float* part, int64_t pitch) {
+  FF_DEVICE void take(const float* part, int64_t pitch, bool uniform) {
     merge_lines(load_global(part + kTop * pitch), load_global(part + kRest * pitch), top, rest);
     positives += load_global(part + kPositives * pitch);
     count += int(load_global(part + kCount * pitch));
-    sum += load_global(part + kSum * pitch);
+    if (uniform) sum += load_global(part + kSum * pitch);
   }
   FF_DEVICE void take(const LineTotal& other) {
     merge_lines(other.top, other.rest, top, rest);
@@ -48,15 +48,17 @@ static FF_KERNEL(32 * kMergeWarps) pair_statistics_kernel(const FF_GRID_CONSTANT
     const int row = block_index() * kMergeLines / kPairBlockM;
     for_owners_of_row(args.tiles, row, [&](int block) {
       if (mine())
-        total.take(args.row_parts + int64_t(block + row) * kPlanes * kPairBlockM + line % kPairBlockM, kPairBlockM);
+        total.take(args.row_parts + int64_t(block + row) * kPlanes * kPairBlockM + line % kPairBlockM, kPairBlockM,
+                   args.uniform);
     });
   }
   if (args.col_parts) {
     for_owners_of_col(args.tiles, block_index() * kMergeLines / kPairBlockN, [&](int block) {
       for (int warpgroup = 0; warpgroup < 2; warpgroup++) {
         if (mine())
-          total.take(args.col_parts + (int64_t(block) * 2 + warpgroup) * kPlanes * args.col_pitch + line,
-                     args.col_pitch);
+          total.take(
+              args.col_parts + (int64_t(block) * 2 + warpgroup) * col_planes(args.uniform) * args.col_pitch + line,
+              args.col_pitch, args.uniform);
       }
     });
   }

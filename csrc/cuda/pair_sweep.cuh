@@ -132,10 +132,10 @@ FF_DEVICE void load_values(const typename Kind::Arguments& args, const PairShare
   }
 }
 
-// products = A B^T of a tile.
+// products = A B^T of a tile. When step `announced` is on its way, warpgroup 1 may begin.
 template <class C>
-FF_DEVICE void multiply(const PairShared<C>& shared, const PairThread& who, int steps, Ring<C::kStages>& ring,
-                        float (&products)[C::kProducts]) {
+FF_DEVICE void multiply(const PairShared<C>& shared, const PairThread& who, int steps, int announced,
+                        Ring<C::kStages>& ring, float (&products)[C::kProducts]) {
   const auto release = [&](int stage) {
     if (who.lane == 0) mbarrier_arrive(shared.empty(stage));
   };
@@ -150,6 +150,7 @@ FF_DEVICE void multiply(const PairShared<C>& shared, const PairThread& who, int 
                                  matrix_descriptor(b + 32 * k, 1024, Swizzle::k128), step > 0 || k > 0);
     }
     wgmma_commit();
+    if (step == announced) named_barrier_arrive(C::kLeadBarrier, 128 * C::kConsumers);
     if (step > 0) {
       wgmma_wait<1>();
       release(before);
@@ -161,6 +162,8 @@ FF_DEVICE void multiply(const PairShared<C>& shared, const PairThread& who, int 
   release(before);
 }
 
+// Warpgroup 1 begins as many steps later as the ring allows, and stays behind: one has the tensor cores while the other
+// works on its products.
 template <class Kind>
 FF_DEVICE void consume(const typename Kind::Arguments& args, const PairShared<typename Kind::C>& shared,
                        const PairThread& who) {
@@ -168,7 +171,12 @@ FF_DEVICE void consume(const typename Kind::Arguments& args, const PairShared<ty
   Ring<C::kStages> ring;
   Ring<C::kColumnStages> columns;
   Kind kind(args, shared, who);
-  int row = -1;
+  int row = -1, announced = -1;
+  if (who.warpgroup == 1) {
+    named_barrier_sync(C::kLeadBarrier, 128 * C::kConsumers);
+  } else {
+    announced = args.steps < C::kStages ? args.steps - 1 : C::kStages - 2;
+  }
   for (TileWalk at(args.tiles, block_index()); at.left > 0; at.next(args.tiles)) {
     if (at.row != row) {
       if (row >= 0) kind.end_rows(row);
@@ -176,7 +184,8 @@ FF_DEVICE void consume(const typename Kind::Arguments& args, const PairShared<ty
       kind.begin_rows(row);
     }
     float products[C::kProducts];
-    multiply(shared, who, args.steps, ring, products);
+    multiply(shared, who, args.steps, announced, ring, products);
+    announced = -1;
     mbarrier_wait(shared.columns_full(columns.stage), columns.parity);
     const Two<int32_t> marked = load_two<int32_t>(shared.marked(columns.stage, 0));
     kind.tile(at, columns.stage, marked.at[0] || marked.at[1] || Kind::looks_at_all(args), products);

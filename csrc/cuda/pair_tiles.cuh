@@ -47,7 +47,6 @@ inline cudaError_t make_pair_tiles(PairTiles* tiles, int first_row, int rows, in
 // A block's walk along its run.
 struct TileWalk {
   int row, col, left;
-  int begin_row, begin_col;
 
   FF_DEVICE TileWalk(const PairTiles& tiles, int block) {
     int skipped = block * tiles.share;
@@ -56,15 +55,15 @@ struct TileWalk {
     row = tiles.row_begin;
     while (skipped >= tiles.col_end - tiles.first_col(row)) skipped -= tiles.col_end - tiles.first_col(row++);
     col = tiles.first_col(row) + skipped;
-    begin_row = row;
-    begin_col = col;
   }
   FF_DEVICE void next(const PairTiles& tiles) {
     left--;
     if (++col == tiles.col_end) col = tiles.first_col(++row);
   }
   // Whether the run meets the tile's columns for the first time.
-  FF_DEVICE bool first_meeting() const { return row == begin_row || (row == begin_row + 1 && col < begin_col); }
+  FF_DEVICE bool first_meeting(const PairTiles& tiles, int block) const {
+    return row == tiles.row_begin || tiles.owner(row - 1, col) != block;
+  }
 };
 
 // body(block) for every block that has tiles of a row of tiles, or of a column of tiles, in order.
