@@ -28,11 +28,14 @@ def test_matches_float64(case: ContrastiveCase, dtype: torch.dtype) -> None:
         check_case(case, "cuda", dtype)
 
 
-# Tiles enough that every ring comes round, blocks part a row of tiles, and gradients come in chunks.
+# Tiles enough that every ring comes round, blocks part a row of tiles, gradients come in chunks; and tiles without a mark.
 CROWDED = [
-    ContrastiveCase("crowded_clip", "clip_loss", N=500, M=700, D=130, label_smoothing=0.1),
+    ContrastiveCase("crowded_smooth", "clip_loss", N=500, M=700, D=130, label_smoothing=0.1),
     ContrastiveCase("crowded_siglip", "siglip_loss", N=300, M=600, D=200),
-    ContrastiveCase("crowded_sup_con", "sup_con_loss", N=700, ids=50, D=70),
+    ContrastiveCase("crowded_nt_xent", "nt_xent_loss", N=512, D=40),
+    ContrastiveCase("crowded_clip", "clip_loss", N=300, M=600, D=70),
+    ContrastiveCase("crowded_far_logits", "clip_loss", N=140, M=800, scale=100.0),
+    ContrastiveCase("crowded_nce", "info_nce_loss", N=140, M=800),
 ]
 
 

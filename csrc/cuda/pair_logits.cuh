@@ -7,7 +7,7 @@
 
 namespace fastfuse::cuda {
 
-inline constexpr float kLog2e = 1.4426950408889634f;
+inline constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 FF_DEVICE float exp_of(float x) { return exp2_approx(x * kLog2e); }  // 1 at 0
 

@@ -15,6 +15,12 @@ struct Parts {
   }
 };
 
+template <class Element>
+cudaError_t with_element(LseArguments& args, cudaStream_t stream) {
+  return args.col_parts ? launch_sweep<Lse<Element, true>>(args, stream)
+                        : launch_sweep<Lse<Element, false>>(args, stream);
+}
+
 }  // namespace
 
 cudaError_t pair_lse_scratch(const PairLse& p, int64_t* size) {
@@ -35,7 +41,7 @@ cudaError_t pair_lse(const PairLse& p, cudaStream_t stream) {
   args.row_parts = p.scratch;
   args.col_parts = parts.cols ? p.scratch + parts.rows : nullptr;
   args.col_pitch = parts.col_pitch;
-  error = p.dtype == DType::kBFloat16 ? launch_sweep<Lse<bf16>>(args, stream) : launch_sweep<Lse<f16>>(args, stream);
+  error = p.dtype == DType::kBFloat16 ? with_element<bf16>(args, stream) : with_element<f16>(args, stream);
   if (error != cudaSuccess) return error;
   LineStatisticsArguments merge{args.tiles,     args.row_parts, p.symmetric ? args.col_parts : nullptr,
                                 args.col_pitch, p.a.n,          p.b.n,

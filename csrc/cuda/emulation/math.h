@@ -10,6 +10,7 @@
 namespace fastfuse::hopper {
 
 inline float exp2_approx(float x) { return std::exp2(x); }
+inline float log2_approx(float x) { return std::log2(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
 inline float natural_log(float x) { return std::log(x); }
 inline float natural_exp(float x) { return std::exp(x); }
