@@ -28,7 +28,7 @@ def test_matches_float64(case: ContrastiveCase, dtype: torch.dtype) -> None:
         check_case(case, "cuda", dtype)
 
 
-# Tiles enough that every ring comes round, blocks part a row of tiles, gradients come in chunks; and tiles without a mark.
+# Tiles enough that every ring comes round, blocks part a row of tiles and gradients come in chunks; some are unmarked.
 CROWDED = [
     ContrastiveCase("crowded_smooth", "clip_loss", N=500, M=700, D=130, label_smoothing=0.1),
     ContrastiveCase("crowded_siglip", "siglip_loss", N=300, M=600, D=200),
@@ -125,8 +125,9 @@ def _product(name: str, old: str, new: str = "") -> tuple[Mutation, Callable[[],
 _EMPTY = "mbarrier_wait(shared.empty(ring.stage), ring.parity ^ 1);"
 _FULL = "mbarrier_wait(shared.full(ring.stage), ring.parity);"
 _FREE_COLUMNS = "if (who.lane == 0) mbarrier_arrive(shared.columns_empty(columns.stage));"
-_BARRIER = "named_barrier_sync(1 + who.warpgroup, 128);\n"
+_BARRIER = "named_barrier_sync(C::kExchangeBarrier + who.warpgroup, 128);\n"
 _COLUMN = "    const int column = 2 * who.thread();\n"
+_LOOKED = "    }\n    if (kCols) merge_columns(at, kPositives"
 MUTATIONS = [
     _sweep("features_overwritten", _EMPTY),
     _sweep("features_not_awaited", _FULL),
@@ -138,12 +139,12 @@ MUTATIONS = [
     _sweep("columns_not_awaited", "mbarrier_wait(shared.columns_full(columns.stage), columns.parity);"),
     _sweep("columns_not_released", _FREE_COLUMNS),
     _sweep("columns_of_two_warps", "columns_full(stage), 3 * 32)", "columns_full(stage), 2 * 32)"),
-    _sweep("no_lead", "if (step == announced)", "if (step > announced)"),
+    _sweep("no_lead", "if (step == announced) ", "if (step == announced + 64) "),
     _sweep("no_init_fence", "    mbarrier_init_fence();\n"),
     _sweep("no_block_sync", "  block_sync();\n"),
     _sweep("exchange_not_awaited", f"    {_BARRIER}{_COLUMN}", _COLUMN, "pair_lse.cuh"),
     _sweep("exchange_overwritten", f"    {_BARRIER}  }}", "  }", "pair_lse.cuh"),
-    _sweep("no_turn", "      turn(x);\n", file="pair_lse.cuh"),
+    _sweep("no_turn", f"      turn(x);\n{_LOOKED}", _LOOKED, "pair_lse.cuh"),
     _sweep("stale_columns", " || tiles.owner(row - 1, col) != block", file="pair_tiles.cuh"),
     _sweep("one_part", "block != last", "last < 0", "pair_tiles.cuh"),
     _own("forward", "pair_lse.cu", "pair_lse.cuh", "hide_own(at, x);", ";"),
