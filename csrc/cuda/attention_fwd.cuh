@@ -13,6 +13,7 @@
 #include "cuda/attention_scores.cuh"
 #include "cuda/attention_softmax.cuh"
 #include "cuda/attention_tile.cuh"
+#include "cuda/quad.cuh"
 #include "cuda/ring.cuh"
 
 namespace fastfuse::cuda {

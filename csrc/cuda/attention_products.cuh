@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/hopper.h"
+#include "cuda/quad.cuh"
 
 namespace fastfuse::cuda {
 
@@ -39,21 +40,6 @@ template <class Element, int kCount>
 FF_DEVICE void round_weights(const float (&x)[kCount], uint32_t (&weights)[kCount / 2]) {
 #pragma unroll
   for (int i = 0; i < kCount / 2; i++) weights[i] = pack_pair<Element>(x[2 * i], x[2 * i + 1]);
-}
-
-// The four threads of a row exchange words so that each has 16 bytes of the row: word[s] of thread t becomes word[t] of
-// thread s.
-FF_DEVICE void transpose_quad(uint32_t (&word)[4]) {
-#pragma unroll
-  for (int bit = 1; bit <= 2; bit *= 2) {
-    const bool upper = thread_index() & bit;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (i & bit) continue;
-      const uint32_t got = shuffle_xor(upper ? word[i] : word[i | bit], bit);
-      (upper ? word[i] : word[i | bit]) = got;
-    }
-  }
 }
 
 // Row h of the thread's two, times factor, to row[dim] in global memory; all of a warp call it.
