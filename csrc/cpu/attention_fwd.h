@@ -224,10 +224,10 @@ void decode_task(const AttentionForward& p, const ForwardPlan& plan, int64_t ind
   const bool whole = plan.splits == 1;
   finish_rows(p, units, *t, *state, whole, whole ? p.lse : plan.partial_lse + split * 2 * all, factors);
   if (whole) {
-    FloatEngine<T>::write_sum(out, t->rows, t->lanes, p.dim_v, factors, static_cast<T*>(p.out) + t->row * p.dim_v);
+    RowSum::write_sum(out, t->rows, t->lanes, p.dim_v, factors, static_cast<T*>(p.out) + t->row * p.dim_v);
   } else {
     float* partial = plan.partial_out + (split * all + t->row) * p.dim_v;
-    FloatEngine<T>::write_sum(out, t->rows, t->lanes, p.dim_v, factors, partial);
+    RowSum::write_sum(out, t->rows, t->lanes, p.dim_v, factors, partial);
   }
 }
 

@@ -1,6 +1,9 @@
 // Small float products whose operands are already in cache: the register-blocked core of every kernel.
 //
 //     gemm<kTransA>(m, n, k, A, lda, B, ldb, C, ldc, accumulate):   C[m][n] (+)= A[m][k] B[k][n]
+//     gemm<kTransA, PairTerm>(...)                                  the same of bfloat16 pairs, where AVX-512-BF16 is:
+//                                                                   an element of A and B is a pair along k, k counts
+//                                                                   pairs, products add up in float
 //
 // Vector lanes run along n. B and C rows are padded by their owner to whole vectors (n is rounded up to kLanes; what
 // lies in the padding of B only reaches the padding of C). A is read element by element and broadcast, so it needs no
@@ -21,7 +24,18 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 constexpr int kPanelVectors = kVectorRegisters == 32 ? 4 : 2;
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 
-template <int R, int W, bool kTransA>
+// One term of a sum.
+struct FloatTerm {
+  FF_INLINE static vf add(vf a, vf b, vf sum) { return fma(a, b, sum); }
+};
+#if defined(__AVX512BF16__)
+struct PairTerm {
+  FF_INLINE static vf add(vf a, vf b, vf sum) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
+};
+FF_INLINE const float* as_pairs(const bf16* p) { return reinterpret_cast<const float*>(p); }
+#endif
+
+template <class Term, int R, int W, bool kTransA>
 void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,
                 float* __restrict c, int64_t ldc, bool accumulate) {
   vf acc[R][W];
@@ -38,7 +52,7 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
     for (int i = 0; i < R; i++) {
       const vf x = splat(kTransA ? a[p * lda + i] : a[i * lda + p]);
 #pragma GCC unroll 4
-      for (int j = 0; j < W; j++) acc[i][j] = fma(x, row[j], acc[i][j]);
+      for (int j = 0; j < W; j++) acc[i][j] = Term::add(x, row[j], acc[i][j]);
     }
   }
 #pragma GCC unroll 24
@@ -53,17 +67,17 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
 
 using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
 
-template <int R, int W, bool kTransA>
+template <class Term, int R, int W, bool kTransA>
 FF_INLINE GemmBlock gemm_block_of(int rows) {
   if constexpr (R == 1) {
-    return gemm_block<1, W, kTransA>;
+    return gemm_block<Term, 1, W, kTransA>;
   } else {
-    return rows == R ? gemm_block<R, W, kTransA> : gemm_block_of<R - 1, W, kTransA>(rows);
+    return rows == R ? gemm_block<Term, R, W, kTransA> : gemm_block_of<Term, R - 1, W, kTransA>(rows);
   }
 }
 
 // All m rows of one panel of W vectors.
-template <int W, bool kTransA>
+template <class Term, int W, bool kTransA>
 void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
                 bool accumulate) {
   constexpr int R = kAccumulators / W > 16 ? 16 : kAccumulators / W;
@@ -71,12 +85,12 @@ void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* 
   int64_t i = 0;
   for (int64_t block = 0; block < blocks; block++) {
     const int rows = int(each + (block < longer));
-    gemm_block_of<R, W, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb, c + i * ldc, ldc, accumulate);
+    gemm_block_of<Term, R, W, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb, c + i * ldc, ldc, accumulate);
     i += rows;
   }
 }
 
-template <bool kTransA>
+template <bool kTransA, class Term = FloatTerm>
 void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
           int64_t ldc, bool accumulate) {
   const int64_t vectors = ceil_div(n, kLanes), panels = ceil_div(vectors, kPanelVectors);
@@ -87,16 +101,16 @@ void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
     float* cj = c + j * kLanes;
     switch (w) {
       case 1:
-        gemm_panel<1, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
+        gemm_panel<Term, 1, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
         break;
       case 2:
-        gemm_panel<2, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
+        gemm_panel<Term, 2, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
         break;
       case 3:
-        if constexpr (kPanelVectors > 2) gemm_panel<3, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
+        if constexpr (kPanelVectors > 2) gemm_panel<Term, 3, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
         break;
       case 4:
-        if constexpr (kPanelVectors > 2) gemm_panel<4, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
+        if constexpr (kPanelVectors > 2) gemm_panel<Term, 4, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
         break;
     }
     j += w;

@@ -14,7 +14,7 @@
 namespace fastfuse::cpu {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "amx"};
+constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
 
 // Linux hands out the 8 KiB of tile state only to processes that ask for it.
 bool request_tile_state() {
@@ -36,11 +36,13 @@ bool machine_runs(Isa isa) {
     case Isa::kAvx512:
       return machine_runs(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16:
+      return machine_runs(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
     case Isa::kAmx: {
       unsigned a, b, c, d;
-      if (!machine_runs(Isa::kAvx512) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+      if (!machine_runs(Isa::kAvx512Bf16) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
       const bool tiles = (d >> 24 & 1) && (d >> 22 & 1), fp16 = d >> 23 & 1;  // amx-tile, amx-bf16, avx512-fp16
-      return tiles && fp16 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) && request_tile_state();
+      return tiles && fp16 && request_tile_state();
     }
   }
 #endif
@@ -57,6 +59,10 @@ bool built(Isa isa) {
 #endif
 #if FASTFUSE_HAVE_AVX512
     case Isa::kAvx512:
+      return true;
+#endif
+#if FASTFUSE_HAVE_AVX512BF16
+    case Isa::kAvx512Bf16:
       return true;
 #endif
 #if FASTFUSE_HAVE_AMX

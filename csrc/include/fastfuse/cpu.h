@@ -7,14 +7,13 @@
 namespace fastfuse::cpu {
 
 // Each level includes those before it. A family's table of kernels is indexed by level.
-enum class Isa : int { kPortable, kAvx2, kAvx512, kAmx };
-inline constexpr int kIsaCount = 4;
+enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+inline constexpr int kIsaCount = 5;
 
-Isa best_isa();     // the best level that is built in and that this machine runs
-Isa current_isa();  // best_isa(), capped by FASTFUSE_CPU_ISA and then by set_isa()
-bool set_isa(
-    const char* name);  // "portable", "avx2", "avx512", "amx", or "auto"; false if unknown or not available here
-const char* isa_name(Isa isa);
+Isa best_isa();                  // the best level that is built in and that this machine runs
+Isa current_isa();               // best_isa(), capped by FASTFUSE_CPU_ISA and then by set_isa()
+const char* isa_name(Isa isa);   // "portable", "avx2", "avx512", "avx512bf16", "amx"
+bool set_isa(const char* name);  // a level's name, or "auto"; false if unknown or not available here
 bool isa_available(Isa isa);
 
 // Threads come from the caller (torch's own pool): run() calls body(context, 0..workers-1), each in a thread if it can,
