@@ -19,6 +19,7 @@
 #include "cpu/attention_dropout.h"
 #include "cpu/attention_scores.h"
 #include "cpu/attention_softmax.h"
+#include "cpu/buffer.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
@@ -410,11 +411,11 @@ void attention_bwd(const AttentionBackward& p) {
   BackwardPlan& plan = context.plan;
   const int64_t pairs = p.batch * p.kv_heads, heads = p.batch * p.heads;
   const int64_t dq_size = plan.parts > 1 ? plan.parts * pairs * plan.tiles * plan.dq_tile : 0;
-  float* memory = nullptr;
+  Buffer<float> memory;
   if (dq_size || p.dsink || p.dgate) {
-    memory = static_cast<float*>(__builtin_malloc((dq_size + (plan.parts + 1) * heads) * sizeof(float)));
-    plan.partial_dq = memory;
-    plan.partial_sink = memory + dq_size;
+    memory = Buffer<float>(dq_size + (plan.parts + 1) * heads);
+    plan.partial_dq = memory.get();
+    plan.partial_sink = plan.partial_dq + dq_size;
     plan.partial_gate = plan.partial_sink + heads;
   }
   parallel_for(
@@ -447,7 +448,6 @@ void attention_bwd(const AttentionBackward& p) {
       p.dgate[h] = (1 - open * open) * dgate;
     }
   }
-  __builtin_free(memory);
 }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -15,6 +15,7 @@
 #include "cpu/attention_decode.h"
 #include "cpu/attention_dropout.h"
 #include "cpu/attention_softmax.h"
+#include "cpu/buffer.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
@@ -267,8 +268,10 @@ void attention_fwd(const AttentionForward& p) {
   } context{p, plan_forward<Engine>(p)};
   ForwardPlan& plan = context.plan;
   const int64_t rows = p.batch * p.heads * p.seq_q;
+  Buffer<float> memory;
   if (plan.splits > 1) {
-    plan.partial_out = static_cast<float*>(__builtin_malloc(plan.splits * rows * (p.dim_v + 2) * sizeof(float)));
+    memory = Buffer<float>(plan.splits * rows * (p.dim_v + 2));
+    plan.partial_out = memory.get();
     plan.partial_lse = plan.partial_out + plan.splits * rows * p.dim_v;
   }
   parallel_for(
@@ -284,7 +287,6 @@ void attention_fwd(const AttentionForward& p) {
       &context);
   if (plan.splits > 1) {
     for (int64_t row = 0; row < rows; row++) merge_row<typename Engine::Element>(p, plan, row);
-    __builtin_free(plan.partial_out);
   }
 }
 

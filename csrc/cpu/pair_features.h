@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/amx_pack.h"
+#include "cpu/buffer.h"
 #include "cpu/gemm.h"
 #include "cpu/pack.h"
 #include "cpu/pack_pairs.h"
@@ -27,30 +28,6 @@ FF_INLINE void for_each(const ThreadPool& pool, int64_t count, const Body& body)
       pool, count, [](void* context, int64_t index, int) { (*static_cast<const Body*>(context))(index); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
-
-// Uninitialised 64-byte aligned memory of a whole call.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t count, bool zeroed = false) {
-    const size_t bytes = size_t(count) * sizeof(T) + 64;
-    data_ = static_cast<T*>(zeroed ? __builtin_calloc(bytes, 1) : __builtin_malloc(bytes));
-    if (!data_) __builtin_trap();
-  }
-  Buffer(Buffer&& other) : data_(other.data_) { other.data_ = nullptr; }
-  Buffer& operator=(Buffer&& other) {
-    T* data = data_;
-    data_ = other.data_;
-    other.data_ = data;
-    return *this;
-  }
-  ~Buffer() { __builtin_free(data_); }
-  T* get() const { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(data_) + 63) & ~uintptr_t(63)); }
-
- private:
-  T* data_ = nullptr;
-};
 
 // Rows an odd number of cache lines apart, so that a column of them does not fall into few cache sets.
 FF_INLINE int64_t odd_lines(int64_t count, int64_t per_line) { return (ceil_div(count, per_line) | 1) * per_line; }
