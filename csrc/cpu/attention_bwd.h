@@ -59,6 +59,7 @@ BackwardPlan plan_backward(const AttentionBackward& p) {
 struct KeyGradient {
   float* data;  // [block][ld]
   int64_t ld;
+  KeyGradient skip_rows(int64_t n) const { return {data + n * ld, ld}; }
 };
 
 template <class Engine>
@@ -262,6 +263,24 @@ struct BackwardTask {
     }
   }
 
+  // The tile of keys after the one at `key`, or the first one of the next head.
+  Ahead next_keys(int64_t key) const {
+    const int64_t pair = t->batch * p.kv_heads + t->head[0] / (p.heads / p.kv_heads), soon = key + Engine::kTileK;
+    const bool more = soon < p.seq_k;
+    const int64_t next = more ? pair : min_of(pair + 1, p.batch * p.kv_heads - 1), row = more ? soon : 0;
+    return {{stream_of(row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, row), p.k.stride[2]),
+             stream_of(row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, row), p.v.stride[2])}};
+  }
+
+  // Rows of dK and dV of the keys from `key` on; where one is not wanted, memory that is in cache.
+  Ahead results(int64_t key) const {
+    const int64_t row = (t->batch * p.kv_heads + t->head[0] / (p.heads / p.kv_heads)) * p.seq_k + key;
+    const auto rows = [&](void* result, int64_t dim) {
+      return result ? stream_of(static_cast<T*>(result) + row * dim, dim) : stream_of(scores, 0);
+    };
+    return {{rows(p.dk, p.dim), rows(p.dv, p.dim_v)}};
+  }
+
   void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, KeyGradient dk_block, KeyGradient dv_block) {
     const int64_t index = (key - begin) / Engine::kTileK, lanes = t->lanes;
     const KeyRange keys = visible_keys(*t, key, last);
@@ -270,14 +289,14 @@ struct BackwardTask {
     const PWeights p_weights = Engine::template weights<false, true>(scores, lanes, p_scratch);
     const DsWeights ds_weights = Engine::template weights<true, true>(dp, lanes, ds_scratch);
 
-    const int64_t soon = key + Engine::kTileK, left = min_of(begin + plan.block, p.seq_k) - soon;
-    const int64_t kv_head = t->head[0] / (p.heads / p.kv_heads);
-    const Ahead ahead = {stream_of(row_of<T>(p.k, t->batch, kv_head, soon), p.k.stride[2], p.dim, left),
-                         stream_of(row_of<T>(p.v, t->batch, kv_head, soon), p.v.stride[2], p.dim_v, left)};
+    const KeyGradient dk_tile = dk_block.skip_rows(keys.begin - begin),
+                      dv_tile = dv_block.skip_rows(keys.begin - begin);
+    const Ahead reads = next_keys(key), writes = results(keys.begin);
     Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, scores, rest,
-                           Engine::kPacksKeys || i > 0 ? nullptr : &ahead);
+                           i > 0 ? nullptr : &reads);
     finish_scores(p, units, *t, keys, scores, rest, slope);
-    Engine::scores_product(n, lanes, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, dp, dp_rest);
+    Engine::scores_product(n, lanes, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, dp, dp_rest,
+                           i > 0 ? nullptr : &writes);
     if (keep) dropout_tile(p, *t, keys.begin, n, keep);
     const bool whole = keys.begin <= t->key_begin && keys.end == t->key_end;  // all that these queries see
     for (int lane = 0; lane < lanes; lane += kLanes) {
@@ -297,14 +316,13 @@ struct BackwardTask {
       accumulate = true;
     }
     touched[index] = true;
-    const int64_t at = keys.begin - begin;
     if (p.dv) {
-      Engine::lanes_product(n, p.dim_v, t->rows, p_weights.by_lanes(), lanes, dout_natural,
-                            dv_block.data + at * dv_block.ld, dv_block.ld, accumulate);
+      Engine::lanes_product(n, p.dim_v, t->rows, p_weights.by_lanes(), lanes, dout_natural, dv_tile.data, dv_tile.ld,
+                            accumulate);
     }
     if (p.dk) {
-      Engine::lanes_product(n, p.dim, t->rows, ds_weights.by_lanes(), lanes, q_natural,
-                            dk_block.data + at * dk_block.ld, dk_block.ld, accumulate);
+      Engine::lanes_product(n, p.dim, t->rows, ds_weights.by_lanes(), lanes, q_natural, dk_tile.data, dk_tile.ld,
+                            accumulate);
     }
     if (p.dq) {
       Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),

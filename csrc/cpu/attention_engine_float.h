@@ -47,21 +47,18 @@ struct FloatEngine : RowSum {
     pack_rows(src, stride, m, d, dst, natural_ld(d));
   }
 
-  static void rows_product(int64_t n, int64_t lanes, int64_t d, Operand<float> a, const float* b, float* c) {
+  template <class Beside>
+  static void rows_product(int64_t n, int64_t lanes, int64_t d, Operand<float> a, const float* b, float* c,
+                           const Beside& beside) {
     for (int64_t i = 0; i < d; i += kScoreTerms) {
-      gemm<false>(n, lanes, min_of(kScoreTerms, d - i), a.data + i, a.ld, b + i * lanes, lanes, c, lanes, i > 0);
+      const int64_t terms = min_of(kScoreTerms, d - i);
+      gemm<false>(n, lanes, terms, a.data + i, a.ld, b + i * lanes, lanes, c, lanes, i > 0, beside.skip(0, i * 4));
     }
   }
-  // ahead: null where keys are packed, which reads them in order anyway.
   static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<float> a, const float* b, float* c,
                              float* rest, const Ahead* ahead = nullptr) {
     if (rest) return gemm_precise(n, lanes, d, a.data, a.ld, b, lanes, c, rest, lanes);
-    if (!ahead) return rows_product(n, lanes, d, a, b, c);
-    constexpr int64_t kRows = kAccumulators / 2;  // whole blocks of gemm.h
-    for (int64_t i = 0; i < n; i += kRows) {
-      ahead->touch(i, kRows);
-      rows_product(min_of(kRows, n - i), lanes, d, skip_rows(a, i), b, c + i * lanes);
-    }
+    ahead ? rows_product(n, lanes, d, a, b, c, *ahead) : rows_product(n, lanes, d, a, b, c, Alone{});
   }
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const float* weights, Operand<float> b,
                           float* sum, bool accumulate) {

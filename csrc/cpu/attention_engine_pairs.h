@@ -45,12 +45,15 @@ struct PairEngine : RowSum {
     pack_pairs(src, stride, m, d, dst, ld(d));
   }
 
-  static void rows_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c) {
-    gemm<false, PairTerm>(n, lanes, ceil_div(d, 2), as_pairs(a.data), a.ld / 2, as_pairs(b), lanes, c, lanes, false);
+  template <class Beside>
+  static void rows_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c,
+                           const Beside& beside) {
+    gemm<false, PairTerm>(n, lanes, ceil_div(d, 2), as_pairs(a.data), a.ld / 2, as_pairs(b), lanes, c, lanes, false,
+                          beside);
   }
   static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*,
-                             const Ahead* = nullptr) {
-    rows_product(n, lanes, d, a, b, c);
+                             const Ahead* ahead = nullptr) {
+    ahead ? rows_product(n, lanes, d, a, b, c, *ahead) : rows_product(n, lanes, d, a, b, c, Alone{});
   }
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const bf16* weights, Operand<bf16> b,
                           float* sum, bool accumulate) {

@@ -163,9 +163,13 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
                                                    p.seq_k - key, p.dim, key_scratch);
     const Operand<Packed> v =
         Engine::sum_operand(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], last - key, p.dim_v, value_scratch);
-    const Ahead ahead = {stream_of(row_of<T>(p.k, batch, kv_head, last), p.k.stride[2], p.dim, end - last),
-                         stream_of(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], p.dim_v, end - key)};
-    const Ahead* first = Engine::kPacksKeys ? nullptr : &ahead;
+    const bool more = last < end;  // of this head's keys
+    const int64_t next = more ? head : min_of(head + 1, p.batch * p.kv_heads - 1), soon = more ? last : 0;
+    const T *next_k = row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, soon),
+            *next_v = row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, soon);
+    const T* coming_v = Engine::kPacksKeys ? next_v : row_of<T>(p.v, batch, kv_head, key);
+    const Ahead ahead = {{stream_of(next_k, p.k.stride[2]), stream_of(coming_v, p.v.stride[2])}};
+    const Ahead* first = &ahead;
     for (int64_t i = 0; i < tiles; i++) {
       const QueryTile& t = work[i].tile;
       const KeyRange keys = visible_keys(t, key, last);
