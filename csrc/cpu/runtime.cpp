@@ -108,7 +108,7 @@ struct Scratch {
 };
 
 struct Queue {
-  int64_t next, count;
+  int64_t next, count, each;  // each: consecutive tasks that a worker takes at once
   void (*task)(void*, int64_t, int);
   void* context;
 };
@@ -116,9 +116,10 @@ struct Queue {
 void serve(void* argument, int worker) {
   Queue& queue = *static_cast<Queue*>(argument);
   for (;;) {
-    const int64_t index = __atomic_fetch_add(&queue.next, 1, __ATOMIC_RELAXED);
-    if (index >= queue.count) return;
-    queue.task(queue.context, index, worker);
+    const int64_t first = __atomic_fetch_add(&queue.next, queue.each, __ATOMIC_RELAXED);
+    if (first >= queue.count) return;
+    const int64_t last = first + queue.each < queue.count ? first + queue.each : queue.count;
+    for (int64_t index = first; index < last; index++) queue.task(queue.context, index, worker);
   }
 }
 
@@ -148,7 +149,8 @@ void parallel_for(const ThreadPool& pool, int64_t count, void (*task)(void*, int
     for (int64_t i = 0; i < count; i++) task(context, i, 0);
     return;
   }
-  Queue queue{0, count, task, context};
+  const int64_t shares = 16 * int64_t(pool.threads);
+  Queue queue{0, count, count > shares ? count / shares : 1, task, context};
   pool.run(count < pool.threads ? int(count) : pool.threads, serve, &queue);
 }
 
