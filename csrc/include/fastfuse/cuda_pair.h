@@ -21,8 +21,8 @@ namespace fastfuse::cuda {
 inline constexpr int kPairBlockM = 128, kPairBlockN = 256;  // of a tile of pairs
 
 // One side of the pairs, as the products multiply it: c_ij = inverse_i inverse_j (rows_i . rows_j),
-// rows_i = factor_i x_i. The factor is a power of two that brings the norm into [1, 2), or 1 where nothing is normalised: rows are exact, no
-// product leaves the range, and the rest of the norm is applied to the product.
+// rows_i = factor_i x_i. The factor is a power of two that brings the norm into [1, 2), or 1 where nothing is
+// normalised: rows are exact, no product leaves the range, and the rest of the norm is applied to the product.
 struct PairSide {
   int n, dim, pitch;  // pitch: of rows and of T, dim rounded up to a multiple of 8
   void* rows;         // [n][pitch], 0 in the padding
