@@ -1,5 +1,6 @@
 // What is kept of a line (row or column) of logits while tiles of it are seen: (top, rest), its largest visible logit
-// so far and the sum of exp(x - top) over the others, so that a line with one dominant logit keeps its tiny rest in full.
+// so far and the sum of exp(x - top) over the others, so that a line with one dominant logit keeps its tiny rest in
+// full.
 //
 // Taking in a tile's part of a row,
 //
