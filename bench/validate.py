@@ -55,7 +55,9 @@ def document() -> str:
         lines += [
             "No GPU has run these kernels yet. What is known without one: every Triton kernel passes the tests in",
             "Triton's interpreter (`make test`), and compiles for sm_80, sm_90 and sm_100 within their limits",
-            "(`make gate`, [performance/triton-static.md](performance/triton-static.md)).",
+            "(`make gate`, [performance/triton-static.md](performance/triton-static.md)). Every CUDA kernel passes the",
+            "tests on an emulation of the hardware, and compiles for sm_90a without spills (`make test`,",
+            "[hopper.md](hopper.md)).",
             "",
         ]
     lines += [

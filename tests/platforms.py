@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastfuse.backends import cpu, cuda, triton
+from fastfuse.backends import cpu, cuda, load, triton
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,14 @@ class Platform:
     def __str__(self) -> str:
         variant = self.isa or ("" if self.device == "cpu" else self.device)
         return f"{self.backend}-{variant}" if variant else self.backend
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of tests for which one dtype is enough."""
+        return self.dtypes[0]
+
+    def serves(self, op: str) -> bool:
+        return hasattr(load(self.backend), op)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -60,6 +68,11 @@ PLATFORMS = _platforms()
 PAIRS = [(a, b) for a in PLATFORMS for b in PLATFORMS if a.backend != b.backend and a.device == b.device]
 USABLE = {platform.backend for platform in PLATFORMS if platform.device == "cpu"}
 EVERYWHERE = [(platform, dtype) for platform in PLATFORMS for dtype in platform.dtypes]
+
+
+def common_dtype(a: Platform, b: Platform) -> torch.dtype:
+    """The first that both take."""
+    return next(dtype for dtype in a.dtypes if dtype in b.dtypes)
 
 
 def name(value: object) -> str:

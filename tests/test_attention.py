@@ -10,7 +10,7 @@ import pytest
 import torch
 from budget import assert_within_budget
 from cases import ATTENTION_CASES, SEED, AttentionCase, AttentionInputs, make_inputs
-from platforms import EVERYWHERE, PAIRS, PLATFORMS, Platform, name
+from platforms import EVERYWHERE, PAIRS, PLATFORMS, Platform, common_dtype, name
 from torch import Tensor
 
 import fastfuse as ff
@@ -85,7 +85,7 @@ def test_matches_float64(case: AttentionCase, platform: Platform, dtype: torch.d
 @pytest.mark.parametrize("case_name", ["gqa_2", "everything", "one_visible_key"])
 def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, backward: Platform) -> None:
     case = next(case for case in ATTENTION_CASES if case.name == case_name)
-    inputs, truth, peer = expected(case, torch.float32, forward.device)
+    inputs, truth, peer = expected(case, common_dtype(forward, backward), forward.device)
     args: dict[str, Any] = {n: t.detach() for n, t in inputs.leaves.items()}
     q, k, v = args["q"], args["k"].contiguous(), args["v"]
     lo, hi = (None, None) if inputs.span is None else (inputs.span.lo, inputs.span.hi)
@@ -118,7 +118,8 @@ def test_gradients_are_deterministic(platform: Platform, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 @pytest.mark.parametrize(("B", "Sq", "Sk"), [(2, 0, 5), (2, 3, 0), (0, 3, 5)])
 def test_empty_sizes_are_legal(B: int, Sq: int, Sk: int, platform: Platform) -> None:
-    q, k, v = (torch.randn(B, 2, s, 8, device=platform.device, requires_grad=True) for s in (Sq, Sk, Sk))
+    options = {"device": platform.device, "dtype": platform.dtype, "requires_grad": True}
+    q, k, v = (torch.randn(B, 2, s, 8, **options) for s in (Sq, Sk, Sk))
     got = ff.cross_attention(q, k, v, return_lse=True, return_map="keys", backend=platform.backend)
     assert got.out.shape == (B, 2, Sq, 8)
     assert (got.out == 0).all()
@@ -131,7 +132,7 @@ def test_empty_sizes_are_legal(B: int, Sq: int, Sk: int, platform: Platform) -> 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 def test_only_the_wanted_gradients(platform: Platform) -> None:
     shapes = [(1, 2, 9, 16), (1, 2, 20, 16), (1, 2, 20, 16), (9, 20)]
-    q, k, v, bias = (torch.randn(shape, device=platform.device) for shape in shapes)
+    q, k, v, bias = (torch.randn(shape, device=platform.device, dtype=platform.dtype) for shape in shapes)
     for i in range(4):
         leaves = [t.clone().requires_grad_(i == n) for n, t in enumerate((q, k, v, bias))]
         everything = [t.clone().requires_grad_() for t in (q, k, v, bias)]
@@ -148,7 +149,7 @@ def test_only_the_wanted_gradients(platform: Platform) -> None:
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 def test_thread_count_leaves_results_within_rounding(platform: Platform) -> None:
     case = next(case for case in ATTENTION_CASES if case.name == "bias_heads")
-    inputs, threads = make_inputs(case, torch.float32, platform.device), torch.get_num_threads()
+    inputs, threads = make_inputs(case, platform.dtype, platform.device), torch.get_num_threads()
     runs = []
     try:
         for count in (1, 2, 3):

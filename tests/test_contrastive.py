@@ -10,7 +10,7 @@ import pytest
 import torch
 from budget import assert_within_budget
 from cases_contrastive import CONTRASTIVE_CASES, ContrastiveCase, ContrastiveInputs, call, make_inputs
-from platforms import EVERYWHERE, PAIRS, PLATFORMS, Platform, name
+from platforms import EVERYWHERE, PAIRS, PLATFORMS, Platform, common_dtype, name
 from torch import Tensor
 
 import fastfuse as ff
@@ -59,7 +59,7 @@ def test_matches_float64(case: ContrastiveCase, platform: Platform, dtype: torch
 @pytest.mark.parametrize("case_name", ["clip_ids", "nce_ids", "sup_con_chunks"])
 def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, backward: Platform) -> None:
     case = next(case for case in CONTRASTIVE_CASES if case.name == case_name)
-    inputs, truth, peer = expected(case, torch.float32, forward.device)
+    inputs, truth, peer = expected(case, common_dtype(forward, backward), forward.device)
     op = torch.ops.fastfuse.pair_softmax_bwd
     with forward.active():
         loss = call(getattr(ff, case.loss), inputs, backend=forward.backend)
@@ -79,7 +79,7 @@ def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, 
         )  # fmt: skip
     for what, grad in (("da", da), ("db", db), ("dscale", dscale)):
         if what in truth:
-            assert_within_budget(what, grad, truth[what], peer[what], torch.float32)
+            assert_within_budget(what, grad, truth[what], peer[what], inputs.leaves["a"].dtype)
 
 
 @pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "cpu"], ids=name)
@@ -124,7 +124,8 @@ def test_gradients_in_many_chunks(case_name: str, platform: Platform, monkeypatc
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0)])
 def test_empty_sides(platform: Platform, sizes: tuple[int, int]) -> None:
-    a, b = (torch.randn(n, 16, device=platform.device, requires_grad=True) for n in sizes)
+    options = {"device": platform.device, "dtype": platform.dtype, "requires_grad": True}
+    a, b = (torch.randn(n, 16, **options) for n in sizes)
     scale, nobody = torch.tensor(10.0, device=platform.device, requires_grad=True), torch.zeros(0, dtype=torch.int64)
     with platform.active():
         losses = [
@@ -139,7 +140,8 @@ def test_empty_sides(platform: Platform, sizes: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 def test_ids_of_any_integer_dtype_and_size(platform: Platform) -> None:
-    a, b, ids = (t.to(platform.device) for t in (torch.randn(20, 8), torch.randn(20, 8), torch.arange(20) % 7))
+    a, b = (torch.randn(20, 8).to(platform.device, platform.dtype) for _ in range(2))
+    ids = (torch.arange(20) % 7).to(platform.device)
     with platform.active():
         losses = [ff.clip_loss(a, b, 10.0, ids=ids.to(t), backend=platform.backend) for t in (torch.int64, torch.uint8)]
         losses.append(ff.clip_loss(a, b, 10.0, ids=ids * 2**40 - 2**62, backend=platform.backend))

@@ -7,19 +7,19 @@ launch.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
-from cubins import CUDA, compiled, includes
-from platforms import name
+from cubins import CUDA, ROOT, compiled, includes
 
-SOURCES = sorted(path.name for path in CUDA.glob("*.cu"))
+SOURCES = sorted([*CUDA.glob("*.cu"), ROOT / "tests/vocabulary_kernels.cu"])
 REGISTERS = 65536  # of a multiprocessor
 IN_MACHINE_CODE = {"wgmma.mma_async": "HGMMA", "cp.async.bulk.tensor": "UTMA", "setmaxnreg": "USETMAXREG"}
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=name)
-def test_compiles_within_its_budget(source: str) -> None:
-    made = compiled(CUDA / source)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_compiles_within_its_budget(source: Path) -> None:
+    made = compiled(source)
     complaints = [
         line for line in made.said.splitlines() if re.search("warning|performance loss|serialized", line, re.I)
     ]
@@ -31,6 +31,6 @@ def test_compiles_within_its_budget(source: str) -> None:
         assert kernel.static_shared == 0, kernel
     for asked, given in IN_MACHINE_CODE.items():
         assert (asked in made.ptx) == (given in made.sass), f"{asked} did not become {given}"
-    users = [path for path in includes(CUDA / source) if path.parent.name != "hopper"]
+    users = [path for path in includes(source) if path.parent.name != "hopper"]
     if any("wgmma<" in path.read_text() for path in users):
         assert "HGMMA" in made.sass

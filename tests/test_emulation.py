@@ -37,6 +37,21 @@ def test_matches_float64(case: AttentionCase, dtype: torch.dtype) -> None:
         check_forward(case, dtype)
 
 
+# Sizes whose tiles of keys have widths of their own, three tiles each.
+OPTIONS = {"bias": "1 H Sq Sk", "softcap": 9.0, "dropout_p": 0.2}
+LARGE_HEADS = [
+    AttentionCase(f"D{D}{name}", B=1, Sq=70, Sk=157, D=D, **options)
+    for D in (136, 192, 200, 256)
+    for name, options in (("", {}), ("_options", OPTIONS))
+]
+
+
+@pytest.mark.parametrize("case", LARGE_HEADS, ids=name)
+def test_large_heads(case: AttentionCase) -> None:
+    with emulated():
+        check_forward(case, torch.bfloat16)
+
+
 # Several tiles of keys for a tile of queries, and several of those for a block: every ring comes round.
 CROWDED = AttentionCase("crowded", B=2, H=4, Hk=2, Sq=70, Sk=300, D=64)
 
@@ -74,8 +89,9 @@ MUTATIONS = [
     _forward("first_keys_not_awaited", f"{_QUERIES_FULL}\n      {_KEYS_FULL}", _QUERIES_FULL),
     _forward("keys_not_awaited", f"{_KEYS_FULL}\n{_ISSUE_KEYS}", _ISSUE_KEYS),
     _forward("values_not_awaited", f"{_VALUES_FULL}\n{_ISSUE_VALUES}", _ISSUE_VALUES),
+    _forward("copies_not_awaited", "    copy_async_wait();\n"),
     _forward("no_proxy_fence", "    fence_async_proxy();\n"),
-    _forward("pieces_misplaced", "piece % 8 * 16,", "(piece + 1) % 8 * 16,"),
+    _forward("pieces_misplaced", "piece % 8 * 16;", "(piece + 1) % 8 * 16;"),
     _forward("queries_not_announced", "    mbarrier_arrive(shared.queries_full(queries.stage));\n"),
     _forward("no_init_fence", "    mbarrier_init_fence();\n"),
     _forward("no_block_sync", "  block_sync();\n"),

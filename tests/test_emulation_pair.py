@@ -90,6 +90,27 @@ def test_only_the_gradients_that_are_wanted(loss: str, wanted: str) -> None:
         assert torch.equal(torch.autograd.grad(some, [inputs.leaves[wanted]])[0], truth)
 
 
+def test_features_of_any_size() -> None:
+    """Powers of two change nothing but the gradients, by as much."""
+    a, b = torch.randn(150, 40).bfloat16(), torch.randn(150, 40).bfloat16()
+    results = []
+    with emulated():
+        for up, down in ((2.0**90, 2.0**-35), (1.0, 1.0)):
+            leaves = (a * up).requires_grad_(), (b * down).requires_grad_(), torch.tensor(9.0, requires_grad=True)
+            loss = ff.clip_loss(*leaves, backend="cuda")
+            da, db, dscale = torch.autograd.grad(loss, leaves)
+            results.append((loss, da * up, db * down, dscale))
+    for large, plain in zip(*results, strict=True):
+        assert torch.equal(large, plain)
+
+
+def test_ids_of_any_size() -> None:
+    a, b, ids = torch.randn(20, 8).half(), torch.randn(20, 8).half(), torch.arange(20) % 7
+    with emulated():
+        losses = [ff.clip_loss(a, b, 10.0, ids=labels, backend="cuda") for labels in (ids, ids * 2**40 - 2**62)]
+    assert torch.equal(*losses)
+
+
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0)])
 def test_empty_sides(sizes: tuple[int, int]) -> None:
     a, b = (torch.randn(n, 16, dtype=torch.float16, requires_grad=True) for n in sizes)

@@ -71,6 +71,27 @@ void product_before_transfer(Arguments args) {
   wgmma_wait<0>();
 }
 
+void start_own_copies(const Arguments& args) {
+  for (uint32_t at = uint32_t(thread_index()) * 16; at < 64 * 128; at += kThreads * 16)
+    copy_async(kTile + at, args.data + at / 2, true);
+}
+
+void own_copy_not_awaited(Arguments args) {
+  start_own_copies(args);
+  load_shared<uint32_t>(kTile + 16 * uint32_t(thread_index()));
+}
+
+void own_copies_left_behind(Arguments args) { start_own_copies(args); }
+
+void own_copies_unfenced(Arguments args) {
+  start_own_copies(args);
+  copy_async_wait();
+  block_sync();
+  float d[32];
+  multiply(d);
+  wgmma_wait<0>();
+}
+
 void unfenced(Arguments) {
   fill_tile();
   block_sync();
@@ -123,6 +144,9 @@ const std::map<std::string, void (*)(Arguments)> kKernels = {
     {"misaligned", misaligned},
     {"stage_before_transfer", stage_before_transfer},
     {"product_before_transfer", product_before_transfer},
+    {"own_copy_not_awaited", own_copy_not_awaited},
+    {"own_copies_left_behind", own_copies_left_behind},
+    {"own_copies_unfenced", own_copies_unfenced},
     {"unfenced", unfenced},
     {"product_left_behind", product_left_behind},
     {"early_sums", early_sums},

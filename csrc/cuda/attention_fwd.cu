@@ -27,6 +27,7 @@ cudaError_t with_head_dim(const AttentionForward& p, cudaStream_t stream) {
   const int dim = p.dim > p.dim_v ? p.dim : p.dim_v;
   if (dim <= 64) return with_options<Element, 64>(p, stream);
   if (dim <= 128) return with_options<Element, 128>(p, stream);
+  if (dim <= 192) return with_options<Element, 192>(p, stream);
   return with_options<Element, 256>(p, stream);
 }
 

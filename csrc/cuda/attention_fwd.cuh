@@ -60,47 +60,38 @@ FF_DEVICE void load_keys_values(const AttentionFwdArguments& args, const Attenti
 // kQueryThreads threads gather rows that may belong to several heads, which no TMA box could.
 template <class C>
 FF_DEVICE void load_queries(const AttentionFwdArguments& args, const AttentionFwdShared<C>& shared, int thread) {
-  constexpr int kPieces = C::kHeadDim / 8, kAtOnce = 2;  // 16 bytes each
+  constexpr int kPieces = C::kHeadDim / 8, kStep = C::kQueryThreads / kPieces;  // 16 bytes each; a thread's are in line
+  static_assert(C::kQueryThreads % kPieces == 0);
   const AttentionProblem& p = args.p;
+  const int group = p.heads / p.kv_heads, piece = thread % kPieces;
+  const uint32_t within = piece / 8 * C::kQuerySlabBytes + piece % 8 * 16;
   Ring<C::kQueryStages> queries;
   for (int work = block_index(); work < args.work; work += grid_blocks()) {
     const QueryTile t = query_tile(p, args.p.schedule, args.blocks, C::kBlockM, work);
     if (t.key_begin == t.key_end) continue;
     mbarrier_wait(shared.queries_empty(queries.stage), queries.parity ^ 1);
-    const int group = p.heads / p.kv_heads;
-    const auto* data = static_cast<const typename C::Element*>(p.q.data) + t.batch * p.q.stride[0];
+    const auto* data = static_cast<const typename C::Element*>(p.q.data) + t.batch * p.q.stride[0] +
+                       t.kv_head * group * p.q.stride[1] + piece * 8;
+    int row = thread / kPieces, head = (t.first + row) / p.seq_q, query = (t.first + row) % p.seq_q;
 #pragma unroll 1
-    for (int first = thread; first < C::kBlockM * kPieces; first += kAtOnce * C::kQueryThreads) {
-      uint4 pieces[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; i++) {
-        const int at = first + i * C::kQueryThreads, row = t.first + at / kPieces, column = at % kPieces * 8;
-        pieces[i] = {0, 0, 0, 0};
-        if (at < C::kBlockM * kPieces && row < group * p.seq_q && column < p.dim) {
-          const int head = t.kv_head * group + row / p.seq_q, query = row % p.seq_q;
-          pieces[i] =
-              load_global(reinterpret_cast<const uint4*>(data + head * p.q.stride[1] + query * p.q.stride[2] + column));
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; i++) {
-        const int at = first + i * C::kQueryThreads, row = at / kPieces, piece = at % kPieces;
-        if (at < C::kBlockM * kPieces)
-          store_shared(swizzled(shared.queries(queries.stage) + piece / 8 * C::kQuerySlabBytes +
-                                    row * C::kSlabRowBytes + piece % 8 * 16,
-                                Swizzle::k128),
-                       pieces[i]);
-      }
+    for (; row < C::kBlockM; row += kStep) {
+      const bool exists = head < group && piece * 8 < p.dim;
+      const uint32_t to = shared.queries(queries.stage) + within + row * C::kSlabRowBytes;
+      copy_async(swizzled(to, Swizzle::k128), exists ? data + head * p.q.stride[1] + query * p.q.stride[2] : p.q.data,
+                 exists);
+      for (query += kStep; query >= p.seq_q; query -= p.seq_q) head++;
     }
+    copy_async_wait();
     fence_async_proxy();
     mbarrier_arrive(shared.queries_full(queries.stage));
     queries.advance();
   }
 }
 
+// first_row: of the thread's two.
 template <class C>
-FF_DEVICE void write_tile(const AttentionFwdArguments& args, const QueryTile& t, const QueryRow (&rows)[2],
-                          Softmax& softmax, const float (&o)[C::kHeadDim / 2], bool seen) {
+FF_DEVICE void write_tile(const AttentionFwdArguments& args, const QueryTile& t, int first_row, Softmax& softmax,
+                          const float (&o)[C::kHeadDim / 2], bool seen) {
   const AttentionForward& p = args.p;
   const int quarter = thread_index() % 4;
   const int64_t stack = int64_t(p.heads / p.kv_heads) * p.seq_q, all = p.batch * p.kv_heads * stack;
@@ -109,7 +100,7 @@ FF_DEVICE void write_tile(const AttentionFwdArguments& args, const QueryTile& t,
     float sum = softmax.sum[h];
     sum += shuffle_xor(sum, 1);
     sum += shuffle_xor(sum, 2);
-    const QueryRow& row = rows[h];
+    const QueryRow row = query_row(p, t, recomputed(first_row) + 8 * h);
     const RowEnd end = row_end(p, row.head, softmax.max[h], sum);
     const float factor = end.factor * float(1 / (1 - p.dropout_p));
     const int64_t at = (int64_t(t.batch) * p.kv_heads + t.kv_head) * stack + row.row;
@@ -243,7 +234,7 @@ struct Consumer {
       release(shared.values_empty(values.stage));
       values.advance();
     }
-    write_tile<C>(args, t, rows, softmax, o, tiles > 0);
+    write_tile<C>(args, t, row, softmax, o, tiles > 0);
   }
 
   FF_DEVICE void run() {

@@ -22,7 +22,7 @@ struct AttentionFwdConfig {
   static constexpr bool kGeneral = kGeneral_;
 
   static constexpr int kBlockM = 128;
-  static constexpr int kBlockN = kHeadDim <= 128 ? 128 : 32;
+  static constexpr int kBlockN = kHeadDim <= 128 ? 128 : kHeadDim <= 192 ? 112 : kGeneral ? 48 : 64;
   static constexpr int kStages = 2;
   static constexpr int kQueryStages = kHeadDim <= 128 ? 2 : 1;
   static constexpr int kSlabs = kHeadDim / 64;
@@ -31,7 +31,9 @@ struct AttentionFwdConfig {
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kConsumerWarps = 4 * kConsumers;
   static constexpr int kQueryThreads = 96;
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  // What neither side spills with; together no more than the block starts with.
+  static constexpr int kProducerRegisters = kHeadDim <= 128 ? 40 : 24;
+  static constexpr int kConsumerRegisters = kHeadDim <= 128 ? 232 : 240;
 
   static constexpr int kSlabRowBytes = 128;
   static constexpr int kQuerySlabBytes = kBlockM * kSlabRowBytes, kKeySlabBytes = kBlockN * kSlabRowBytes;

@@ -52,6 +52,24 @@ FF_DEVICE float bias_at(const T* at) {
   return to_float(load_global(at)) * kLog2e;
 }
 
+// The same of two neighbours, from one load of both.
+struct TwoBiases {
+  float low, high;
+};
+FF_DEVICE TwoBiases two_biases_at(const Visible* at) {
+  const uint16_t pair = load_global(reinterpret_cast<const uint16_t*>(at));
+  return {pair & 0xff ? 0.0f : minus_infinity(), pair >> 8 ? 0.0f : minus_infinity()};
+}
+FF_DEVICE TwoBiases two_biases_at(const float* at) {
+  const uint2 pair = load_global(reinterpret_cast<const uint2*>(at));
+  return {float_of_bits(pair.x) * kLog2e, float_of_bits(pair.y) * kLog2e};
+}
+template <class T>
+FF_DEVICE TwoBiases two_biases_at(const T* at) {
+  const uint32_t pair = load_global(reinterpret_cast<const uint32_t*>(at));
+  return {to_float(T{uint16_t(pair)}) * kLog2e, to_float(T{uint16_t(pair >> 16)}) * kLog2e};
+}
+
 template <class T, int kCount>
 FF_DEVICE void add_bias(const AttentionProblem& p, const QueryTile& t, const QueryRow (&rows)[2], int first_key,
                         float (&x)[kCount]) {
@@ -61,10 +79,19 @@ FF_DEVICE void add_bias(const AttentionProblem& p, const QueryTile& t, const Que
   for (int h = 0; h < 2; h++) {
     if (!rows[h].exists) continue;
     const T* row = static_cast<const T*>(p.bias) + t.batch * s[0] + rows[h].head * s[1] + rows[h].query * s[2];
+    const bool paired = s[3] == 1 && reinterpret_cast<uintptr_t>(row) % (2 * sizeof(T)) == 0;
 #pragma unroll
-    for (int i = 0; i < kCount / 2; i++) {
-      const int at = i / 2 * 4 + h * 2 + i % 2, j = key + i / 2 * 8 + i % 2;
-      if (j < p.seq_k) x[at] += bias_at(row + j * s[3]);
+    for (int i = 0; i < kCount / 4; i++) {
+      const int j = key + i * 8;
+      float* at = x + i * 4 + h * 2;
+      if (paired && j + 1 < p.seq_k) {
+        const TwoBiases two = two_biases_at(row + j);
+        at[0] += two.low;
+        at[1] += two.high;
+      } else {
+        if (j < p.seq_k) at[0] += bias_at(row + j * s[3]);
+        if (j + 1 < p.seq_k) at[1] += bias_at(row + (j + 1) * s[3]);
+      }
     }
   }
 }

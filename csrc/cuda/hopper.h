@@ -3,6 +3,7 @@
 #pragma once
 
 #ifdef FASTFUSE_EMULATION
+#include "cuda/emulation/async_copy.h"
 #include "cuda/emulation/barrier.h"
 #include "cuda/emulation/launch.h"
 #include "cuda/emulation/math.h"
@@ -12,6 +13,7 @@
 #include "cuda/emulation/warp.h"
 #include "cuda/emulation/wgmma.h"
 #else
+#include "cuda/hopper/async_copy.h"
 #include "cuda/hopper/barrier.h"
 #include "cuda/hopper/launch.h"
 #include "cuda/hopper/math.h"

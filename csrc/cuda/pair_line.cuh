@@ -1,10 +1,12 @@
-// What is kept of a line (row or column) of logits while tiles of it are seen: (top, rest), its largest visible logit so far
-// and the sum of exp(x - top) over the others, so that a line with one dominant logit keeps its tiny rest in full.
+// What is kept of a line (row or column) of logits while tiles of it are seen: (top, rest), its largest visible logit
+// so far and the sum of exp(x - top) over the others, so that a line with one dominant logit keeps its tiny rest in
+// full.
 //
 // Taking in a tile's part of a row,
 //
-//     new = max(top, max x);   rest' = rest exp(top - new) + sum_{x < new} exp(x - new) + #{x = new} + (exp(top - new) - 1
-//                                                                                                     if top < new)
+//     new = max(top, max x)
+//     rest' = rest exp(top - new) + sum_{x < new} exp(x - new) + #{x = new} + (exp(top - new) - 1 if top < new)
+//
 // and two lines that meet become
 //
 //     e = exp(-|top_1 - top_2|);   the larger's rest + ((the smaller's rest) + 1) e
@@ -16,8 +18,8 @@ namespace fastfuse::cuda {
 
 inline constexpr float kHidden = -1e38f;  // a logit that is left out, and the top of nothing
 
-// What is kept of a line: planes of a part. Sums are of x. kSum, over all pairs, is the last: columns have it only where it
-// is asked for.
+// What is kept of a line: planes of a part. Sums are of x. kSum, over all pairs, is the last: columns have it only
+// where it is asked for.
 // clang-format off
 enum LinePlane { kTop, kRest, kPositives, kCount, kSum, kPlanes };
 // clang-format on

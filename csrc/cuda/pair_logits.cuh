@@ -1,6 +1,6 @@
 // What makes logits of a tile's products, and the marks of its pairs.
 //
-//     x_ij = (products_ij inverse_j) (inverse_i scale)       each product rounded: forward and backward see the same bits
+//     x_ij = (products_ij inverse_j) (inverse_i scale)     each product rounded: forward and backward see the same bits
 #pragma once
 
 #include "cuda/pair_sweep.cuh"

@@ -1,7 +1,7 @@
 // Statistics of the rows and of the columns of x = scale c, both from one sweep of tiles.
 //
-// Rows stay in registers along a row of tiles, each thread with its share of the columns. Columns are merged in pairs up
-// to a warp's 16 rows, then through shared memory to a warpgroup's 64, then into the warpgroup's own part in global
+// Rows stay in registers along a row of tiles, each thread with its share of the columns. Columns are merged in pairs
+// up to a warp's 16 rows, then through shared memory to a warpgroup's 64, then into the warpgroup's own part in global
 // memory. pair_statistics.cuh merges the parts in order: no atomics.
 #pragma once
 
@@ -16,8 +16,8 @@ struct LseArguments : SweepArguments {
   int64_t col_pitch;
 };
 
-// Two numbers of each of 8 columns, every thread's own for its rows, merged over the 8 threads of a warp that have the same
-// columns; entry 0 of lane l is then that of column l / 4.
+// Two numbers of each of 8 columns, every thread's own for its rows, merged over the 8 threads of a warp that have the
+// same columns; entry 0 of lane l is then that of column l / 4.
 template <class Merge>
 FF_DEVICE void reduce_rows(int lane, float (&first)[8], float (&second)[8], const Merge& merge) {
 #pragma unroll
@@ -100,8 +100,8 @@ struct Lse {
                args.col_pitch;
   }
 
-  // What the warp's rows add to two planes of 32 columns from tile column 8 j on: values(i) of products i and i + 2 first,
-  // then over the warp. Left in the exchange.
+  // What the warp's rows add to two planes of 32 columns from tile column 8 j on: values(i) of products i and i + 2
+  // first, then over the warp. Left in the exchange.
   template <class Values, class Merge>
   FF_DEVICE void reduce_columns(int j, int first_product, const Values& values, const Merge& merge) const {
     float first[8], second[8];
@@ -118,8 +118,8 @@ struct Lse {
   }
 
   // A tile in which every pair counts alike: one exponential for a pair's row and its column, relative to the warp's
-  // largest logit m. A line's part of the tile, s = sum exp(x - m), becomes one logit, m + log s. Tells whether that went
-  // well: not where a line lies so far below m that s loses digits.
+  // largest logit m. A line's part of the tile, s = sum exp(x - m), becomes one logit, m + log s. Tells whether that
+  // went well: not where a line lies so far below m that s loses digits.
   FF_DEVICE bool add_exponentials(const float (&x)[C::kProducts]) {
     constexpr float kLeast = 1e-26f;  // of s: what is e^28 times smaller than that is still told
     float largest = x[0];

@@ -2,8 +2,9 @@
 //
 //     weight (share softmax - target),   softmax = e / (1 + rest),   e = exp(x - reference)
 //
-// formed as ((share e - target) - target rest) weight / (1 + rest), in which e - target cancels exactly where the positive
-// dominates; away from positives and smoothing it is e coefficient. 1 / N and the scale come in later, in float32.
+// formed as ((share e - target) - target rest) weight / (1 + rest), in which e - target cancels exactly where the
+// positive dominates; away from positives and smoothing it is e coefficient. 1 / N and the scale come in later,
+// in float32.
 #pragma once
 
 #include "cuda/pair_chunk.cuh"

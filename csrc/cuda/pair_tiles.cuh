@@ -2,8 +2,8 @@
 // into runs of `share` tiles, one for each block of a persistent grid. Symmetric: a row of tiles begins where it meets
 // the diagonal.
 //
-// So the blocks that share a row of tiles, or a column, follow one another, and what each of them leaves of a line can be
-// found, and merged in order, by counting (for_owners).
+// So the blocks that share a row of tiles, or a column, follow one another, and what each of them leaves of a line can
+// be found, and merged in order, by counting (for_owners).
 #pragma once
 
 #include "cuda/hopper.h"

@@ -68,6 +68,7 @@ void Block::fibre_main() {
     Thread& thread = self.current();
     const Warp& warp = self.warps_[thread.index / 32];
     if (thread.products > warp.first_product) self.fail("ends while a wgmma is in flight: no wgmma_wait");
+    if (!thread.copies.empty()) self.fail("ends while its copies are in flight: no copy_async_wait");
   } catch (const Error& error) {
     self.error_ = error.what();
   }

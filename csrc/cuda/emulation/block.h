@@ -56,9 +56,10 @@ struct Thread {
 
   std::vector<std::pair<uint32_t, uint32_t>> unfenced;  // address, bytes of its own stores
   std::vector<uint32_t> unfenced_barriers;
-  int products = 0;       // wgmma issued
-  int batches = 0;        // and committed
-  bool in_batch = false;  // between wgmma_fence and wgmma_commit
+  std::vector<std::pair<uint32_t, const void*>> copies;  // in flight: to, from; null: zeros
+  int products = 0;                                      // wgmma issued
+  int batches = 0;                                       // and committed
+  bool in_batch = false;                                 // between wgmma_fence and wgmma_commit
   int stores = 0, store_batches = 0;
 };
 
@@ -143,6 +144,9 @@ class Block {
   void mbarrier_init_fence();
   void mbarrier_arrive(uint32_t address, uint32_t bytes);
   void mbarrier_wait(uint32_t address, uint32_t parity);
+
+  void copy_async(uint32_t address, const void* from);
+  void copy_async_wait();
 
   void tma_load(const TensorMap* map, uint32_t barrier, uint32_t shared, const int* at);
   void tma_store(const TensorMap* map, uint32_t shared, const int* at);

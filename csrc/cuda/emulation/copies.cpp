@@ -1,10 +1,32 @@
-// TMA: copies that land when the scheduler likes.
+// Copies that land later: TMA's when the scheduler likes, a thread's own when it waits for them.
 #include <algorithm>
 #include <cstring>
 
 #include "cuda/emulation/block.h"
 
 namespace fastfuse::emulation {
+
+void Block::copy_async(uint32_t address, const void* from) {
+  constexpr uint32_t kBytes = 16;
+  uint8_t* to = write_shared(address, kBytes);
+  current_->unfenced.pop_back();
+  std::memset(to, 0xff, kBytes);
+  std::fill_n(&state_[address], kBytes, uint8_t(kInFlight));
+  if (from) check_global(from, kBytes, "copy_async");
+  current_->copies.push_back({address, from});
+}
+
+void Block::copy_async_wait() {
+  pause();
+  for (const auto& [address, from] : current_->copies) {
+    constexpr uint32_t kBytes = 16;
+    if (from) std::memcpy(&shared_[address], from, kBytes);
+    if (!from) std::memset(&shared_[address], 0, kBytes);
+    std::fill_n(&state_[address], kBytes, uint8_t(kWritten | kUnfenced));
+    current_->unfenced.push_back({address, kBytes});
+  }
+  current_->copies.clear();
+}
 
 void Block::tma_load(const TensorMap* map, uint32_t barrier, uint32_t shared, const int* at) {
   pause();

@@ -11,6 +11,9 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 }
 
 // CUDA's vector types that kernels move.
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };

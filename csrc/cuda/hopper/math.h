@@ -34,6 +34,11 @@ FF_DEVICE float multiply_exactly(float a, float b) { return __fmul_rn(a, b); }
 FF_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 FF_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 FF_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+// x, of which the compiler knows nothing: what follows from it is computed again, not kept in registers.
+FF_DEVICE int recomputed(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 FF_DEVICE float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
 
 // Two floats rounded to the nearest T (bf16, f16), low in the low half.

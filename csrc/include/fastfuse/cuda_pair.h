@@ -1,5 +1,5 @@
-// Contrastive kernels on Hopper, over all pairs of the rows of two matrices. Formulas and letters as in fastfuse/pair.h;
-// all pointers are the device's, scalars too: nothing waits for the device.
+// Contrastive kernels on Hopper, over all pairs of the rows of two matrices. Formulas and letters as in
+// fastfuse/pair.h; all pointers are the device's, scalars too: nothing waits for the device.
 //
 // bfloat16 or float16. What a loss needs, in order:
 //
@@ -20,9 +20,9 @@ namespace fastfuse::cuda {
 
 inline constexpr int kPairBlockM = 128, kPairBlockN = 256;  // of a tile of pairs
 
-// One side of the pairs, as the products multiply it: c_ij = inverse_i inverse_j (rows_i . rows_j), rows_i = factor_i x_i.
-// The factor is a power of two that brings the norm into [1, 2), or 1 where nothing is normalised: rows are exact, no
-// product leaves the range, and the rest of the norm is applied to the product.
+// One side of the pairs, as the products multiply it: c_ij = inverse_i inverse_j (rows_i . rows_j),
+// rows_i = factor_i x_i. The factor is a power of two that brings the norm into [1, 2), or 1 where nothing is
+// normalised: rows are exact, no product leaves the range, and the rest of the norm is applied to the product.
 struct PairSide {
   int n, dim, pitch;  // pitch: of rows and of T, dim rounded up to a multiple of 8
   void* rows;         // [n][pitch], 0 in the padding
