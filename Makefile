@@ -1,10 +1,13 @@
 # make demo and make test need nothing before them: they make .venv and build what is missing or out of date.
+# make gpu takes PYTHON as it is, with the torch and Triton that it has, and no network.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+OTHER_TRITON ?= triton==3.7.1
+DEVICE ?= auto
 BIN := .venv/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: setup build test demo lint bench bench-compare format clean
+.PHONY: setup build test gate gate-triton gpu gpu-test gpu-tune gpu-bench demo lint bench bench-compare format clean
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -24,6 +27,25 @@ build: .venv/built
 
 test: build
 	$(BIN)/python -m pytest -n 2 -p no:benchmark --durations=15
+
+gate: setup
+	$(BIN)/python -m bench.gate --write
+
+# The same with another Triton, in an environment that sees everything else of .venv.
+gate-triton: .venv-triton/installed
+	.venv-triton/bin/python -m bench.gate
+
+.venv-triton/installed: .venv/installed
+	$(BIN)/python -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --no-deps "$(OTHER_TRITON)"
+	realpath .venv/lib/python*/site-packages > $$(echo .venv-triton/lib/python*/site-packages)/venv.pth
+	touch $@
+
+gpu:
+	$(PYTHON) -m bench.gpu --device $(DEVICE)
+
+gpu-test gpu-tune gpu-bench:
+	$(PYTHON) -m bench.gpu --device $(DEVICE) $(@:gpu-%=%)
 
 demo: build
 	$(BIN)/python -m fastfuse.demo

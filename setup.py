@@ -8,6 +8,7 @@ its CUDA are, ``fastfuse._cuda`` has the kernels for Hopper, GPU or not:
     csrc/cpu/*.cpp, the rest    -> libfastfuse_cpu.a           sees FASTFUSE_HAVE_<LEVEL> for each level built
     csrc/bindings/*.cpp         -> fastfuse/_C.*.so            sees them too
     csrc/cuda/*.cu              -> libfastfuse_cuda.a
+    csrc/cuda/sources.cpp       -> libfastfuse_cuda_sources.a   what these were built from, for docs/validated.md
     csrc/bindings/cuda_*.cpp    -> fastfuse/_cuda.*.so
 
 Without a working C++ compiler the package installs without either. A compile error is an error.
@@ -15,6 +16,7 @@ Without a working C++ compiler the package installs without either. A compile er
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -86,6 +88,16 @@ def cpu_libraries(levels: dict[str, list[str]]) -> list[tuple[str, dict]]:
     if common:
         libraries.insert(0, ("fastfuse_cpu", common, [f"-DFASTFUSE_HAVE_{level.upper()}=1" for level in levels]))
     return [(name, {"sources": sources, "cflags": KERNEL_FLAGS + flags}) for name, sources, flags in libraries]
+
+
+def cuda_sources_hash() -> str:
+    """12 hexadecimal digits that change with any source of fastfuse._cuda."""
+    folders = (CUDA, CUDA / "hopper", Path("csrc/include/fastfuse"))
+    digest = hashlib.sha256()
+    for path in sorted([*(path for folder in folders for path in folder.iterdir()), *BINDINGS.glob("cuda_*")]):
+        if path.suffix in (".cu", ".cuh", ".h", ".cpp"):
+            digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def cuda_toolkit() -> Path | None:
@@ -165,6 +177,10 @@ def extension_arguments() -> dict:
     toolkit = cuda_toolkit()
     if toolkit is not None:
         libraries.append(("fastfuse_cuda", {"sources": sorted(map(str, CUDA.glob("*.cu"))), "cflags": CUDA_FLAGS}))
+        sources = [f'-DFASTFUSE_CUDA_SOURCES=\\"{cuda_sources_hash()}\\"']
+        libraries.append(
+            ("fastfuse_cuda_sources", {"sources": [str(CUDA / "sources.cpp")], "cflags": KERNEL_FLAGS + sources})
+        )
         extensions.append(
             CppExtension(
                 "fastfuse._cuda",
@@ -199,7 +215,7 @@ def main() -> None:
             "fastfuse.kernels",
         ],
         package_dir={"fastfuse.kernels": "kernels"},
-        package_data={"fastfuse": ["py.typed", "*.pyi", "tuning/rules/*.json"]},
+        package_data={"fastfuse": ["py.typed", "*.pyi", "tuning/*.json", "tuning/rules/*.json"]},
         **arguments,
     )
 

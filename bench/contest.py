@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeVar
 
 import torch
 from budget import assert_within_budget
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench.machine import COPY_BYTES, PRODUCT_FLOPS, big_copy, big_product, peak_mib
+from bench import machine
 from bench.results import OURS, Row
 from fastfuse.backends import Problem, backends, load, refusals, select
 
-T = TypeVar("T")
-Call = Callable[[], Sequence[Tensor]]
-BUDGET = 1.0  # seconds of timing for a case
-ROUNDS = (3, 40)
+Call = Callable[[], Sequence[Tensor | None]]  # None: a gradient that the contender does not have
+BUDGET = {"cpu": 1.0, "cuda": 0.3, "interpreter": 0.0}  # seconds of timing for a case
+ROUNDS = {"cpu": (3, 40), "cuda": (5, 40), "interpreter": (1, 1)}
 PRODUCT, COPY = "a big product", "a big copy"  # the machine's ceilings take turns too
 WORTHWHILE = 5  # times the best peer: who takes longer is timed once and takes no turns
 
@@ -40,39 +37,47 @@ class Contest:
 
 
 def our_backends(op: str, dtype: torch.dtype, head_dims: tuple[int, ...] = ()) -> list[str]:
-    """Names of our backends that serve this op on this machine, the one that "auto" takes first."""
-    problem = Problem(op, "cpu", dtype, head_dims)
+    """Names of our backends that serve this op on this machine, the one that "auto" takes first.
+
+    For a GPU, and for its rehearsal, those with kernels for it: "auto" may not take them yet.
+    """
+    problem = Problem(op, machine.torch_device(), dtype, head_dims)
+    able = [status.name for status in backends() if not refusals(load(status.name), problem)]
+    if machine.device() != "cpu":
+        able = [name for name in able if name not in ("reference", "cpu")]
     chosen = select(problem, "auto").NAME
-    others = [status.name for status in backends() if not refusals(load(status.name), problem)]
-    return [chosen, *(name for name in others if name != chosen)]
+    return sorted(able, key=lambda name: name != chosen)
 
 
 def run(contest: Contest, benchmark: BenchmarkFixture) -> None:
-    """Fills the benchmark: its own rounds are our time, `extra_info` is the whole row of the report."""
+    """Runs the benchmark, whose rounds are everybody's turns; its `extra_info` is the row of the report."""
     ours, *_ = contest.contenders
     once, refused = _check(contest)
     assert ours not in refused, f"{ours} is wrong: {refused[ours]}"
     best_peer = min((once[name] for name in once if not name.startswith(OURS)), default=0.0)
     worthwhile = [name for name in once if name == ours or once[name] <= WORTHWHILE * best_peer]
-    memory = {name: peak_mib(contest.contenders[name]) for name in worthwhile}
+    memory = {name: machine.peak_mib(contest.contenders[name]) for name in worthwhile}
     # The ceilings go first, so that everybody finds the case's data where the one before left it.
-    turns: dict[str, Callable[[], object]] = {PRODUCT: big_product(contest.dtype), COPY: big_copy()}
+    turns: dict[str, Callable[[], object]] = {PRODUCT: machine.big_product(contest.dtype), COPY: machine.big_copy()}
     turns |= {name: contest.contenders[name] for name in worthwhile if name != ours}
+    turns[ours] = contest.contenders[ours]
     times: dict[str, list[float]] = {name: [] for name in turns}
 
-    def others_turn() -> None:
+    def everybodys_turn() -> None:
         for name, call in turns.items():
-            times[name].append(_timed(call)[0])
+            times[name].append(machine.timed(call)[0])
 
-    rounds = int(BUDGET / sum(once[name] for name in worthwhile))
-    benchmark.pedantic(contest.contenders[ours], setup=others_turn, rounds=min(max(rounds, ROUNDS[0]), ROUNDS[1]))
+    least, most = ROUNDS[machine.device()]
+    rounds = int(BUDGET[machine.device()] / sum(once[name] for name in worthwhile))
+    benchmark.pedantic(everybodys_turn, rounds=min(max(rounds, least), most))
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
-    flops_ceiling, bytes_ceiling = PRODUCT_FLOPS / medians.pop(PRODUCT), COPY_BYTES / medians.pop(COPY)
+    flops_ceiling = machine.product_flops() / medians.pop(PRODUCT)
+    bytes_ceiling = machine.copy_bytes() / medians.pop(COPY)
     row = Row(
         group=contest.group,
         label=contest.label,
         dtype=str(contest.dtype).removeprefix("torch."),
-        seconds=once | {ours: benchmark.stats.stats.median} | medians,
+        seconds=once | medians,
         peak_mib=dict.fromkeys(once) | memory,
         flops_ceiling=flops_ceiling,
         bytes_ceiling=bytes_ceiling,
@@ -89,16 +94,11 @@ def _check(contest: Contest) -> tuple[dict[str, float], dict[str, str]]:
     seconds, refused = {}, {}
     for name, call in contest.contenders.items():
         try:
-            first, results = _timed(call)
+            results = call()
             for i, trio in enumerate(zip(results, truth, eager, strict=True)):
-                assert_within_budget(f"result {i}", *trio, contest.dtype)
-            seconds[name] = first if name.startswith(OURS) else _timed(call)[0]  # a peer's first call may compile
-        except (AssertionError, NotImplementedError, RuntimeError) as error:
-            refused[name] = str(error).splitlines()[0]
+                if trio[0] is not None or name.startswith(OURS):
+                    assert_within_budget(f"result {i}", *trio, contest.dtype)
+            seconds[name] = machine.timed(call)[0]  # the first call may have compiled
+        except Exception as error:  # whatever a peer raises
+            refused[name] = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return seconds, refused
-
-
-def _timed(call: Callable[[], T]) -> tuple[float, T]:
-    start = time.perf_counter()
-    results = call()
-    return time.perf_counter() - start, results

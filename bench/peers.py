@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention import flex_attention as flex
 
 import fastfuse as ff
 
 
-def sdpa(mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """mask: bool, False hides, broadcastable to (B, H, Sq, Sk)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+def sdpa(
+    mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, backend: SDPBackend | None = None
+) -> Tensor:
+    """mask: bool, False hides, broadcastable to (B, H, Sq, Sk). backend: None for torch's own choice."""
+    hidden = mask
+    if bias is not None:
+        hidden = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, enable_gqa=q.shape[1] != k.shape[1])
+
+
+SDPA_ON_GPU = {
+    f"sdpa {name}": partial(sdpa, backend=backend)
+    for name, backend in {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }.items()
+}
 
 
 def eager_attention(
@@ -41,30 +60,35 @@ def eager_attention(
     return out if gate is None else out * gate.tanh()[:, None, None]
 
 
+def _wide(t: Tensor) -> Tensor:
+    """Losses are summed in float32, and the truth in its float64."""
+    return t if t.dtype == torch.float64 else t.float()
+
+
 def clip_dense(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """As open_clip's ClipLoss: both directions from one matrix of logits."""
-    logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    logits = _wide(scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T)
     labels = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits.float(), labels) + F.cross_entropy(logits.float().T, labels)) / 2
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
 def info_nce_dense(query: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
     """One direction of clip_dense."""
-    logits = scale * F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T
-    return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
+    logits = _wide(scale * F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
 def siglip_dense(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """As open_clip's SigLipLoss."""
     logits = scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T + bias
     signs = 2 * torch.eye(len(logits), device=logits.device, dtype=logits.dtype) - 1
-    return -F.logsigmoid(signs * logits).float().sum() / len(logits)
+    return -_wide(F.logsigmoid(signs * logits)).sum() / len(logits)
 
 
 def nt_xent_dense(z1: Tensor, z2: Tensor, scale: Tensor) -> Tensor:
     """SimCLR's loss: each row's positive is the other view, the row itself leaves the denominator."""
     z, n = F.normalize(torch.cat([z1, z2]), dim=-1), len(z1)
-    logits = (scale * z @ z.T).float().fill_diagonal_(-torch.inf)
+    logits = _wide(scale * z @ z.T).fill_diagonal_(-torch.inf)
     return F.cross_entropy(logits, torch.arange(2 * n, device=z.device).roll(n))
 
 
@@ -80,15 +104,27 @@ def topk_chunked(queries: Tensor, keys: Tensor, k: int, rows: int = 1024) -> tup
     return torch.cat([scores for scores, _ in parts]), torch.cat([indices for _, indices in parts])
 
 
-def flex_attention(span: ff.KeySpan, q: Tensor, k: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """FlexAttention, compiled, with a block mask of the span; it has no backward on the CPU."""
+def flex_attention(span: ff.KeySpan | None, q: Tensor, k: Tensor) -> Callable[..., Tensor]:
+    """FlexAttention, compiled, with a block mask of the span and a bias (1, H, Sq, Sk); no backward on the CPU."""
+    blocks = None if span is None else _block_mask(span, q, k)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        def biased(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score + bias[0, h, i, j]
+
+        grouped = q.shape[1] != k.shape[1]
+        return _compiled_flex()(q, k, v, None if bias is None else biased, block_mask=blocks, enable_gqa=grouped)
+
+    return attend
+
+
+def _block_mask(span: ff.KeySpan, q: Tensor, k: Tensor) -> flex.BlockMask:
     lo, hi = (end.expand(len(q), q.shape[2]).contiguous() for end in (span.lo, span.hi))
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (lo[b, i] <= j) & (j < hi[b, i])
 
-    blocks = flex.create_block_mask(visible, len(q), None, q.shape[2], k.shape[2], device=q.device.type)
-    return lambda q, k, v: _compiled_flex()(q, k, v, block_mask=blocks)
+    return flex.create_block_mask(visible, len(q), None, q.shape[2], k.shape[2], device=q.device.type)
 
 
 @cache

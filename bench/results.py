@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from statistics import geometric_mean, median
 
-import torch
-
-import fastfuse
-from bench.machine import device_name
+from bench import machine
 
 FOLDER = Path(__file__).parent / "results"
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 OURS = "fastfuse"  # how the names of our backends begin
 
 
@@ -69,8 +65,8 @@ class Results:
     @classmethod
     def of(cls, rows: list[Row]) -> Results:
         return cls(
-            device_name(),
-            {"fastfuse": fastfuse.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            machine.slug(),
+            machine.versions(),
             date.today().isoformat(),
             rows,
         )
@@ -85,7 +81,9 @@ class Results:
 
     @property
     def path(self) -> Path:
-        return FOLDER / self.device / "results.json"
+        """Of a GPU there is a file for each day, for one is seldom at hand to run it again."""
+        name = self.date if machine.device() == "cuda" else "results"
+        return FOLDER / self.device / f"{name}.json"
 
     def groups(self) -> dict[str, list[Row]]:
         """Rows by group and dtype, in the order of the run."""
@@ -96,7 +94,7 @@ class Results:
 
 
 def save(results: Results) -> None:
-    """Writes results.json, README.md and speedup.png of this device."""
+    """Writes the results, README.md and speedup.png of this device."""
     results.path.parent.mkdir(parents=True, exist_ok=True)
     results.path.write_text(results.to_json())
     results.path.with_name("README.md").write_text(markdown(results))

@@ -13,90 +13,61 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import fastfuse as ff
-from bench import contest, peers
+from bench import contest, installed_peers, machine, peers
 from bench.contest import Call, Contest
+from bench.sizes import causal, sizes
 
 Attend = Callable[..., Tensor]  # of the leaves, by name
 
 
-def padded(case: AttentionCase) -> ff.KeySpan:
-    return ff.KeySpan.lengths(torch.linspace(case.Sk // 2, case.Sk, case.B).int())
+SIZES = sizes()
+ON_GPU = machine.device() == "cuda"
+each_dtype = pytest.mark.parametrize("dtype", SIZES.dtypes, ids=str)
 
 
-def causal(case: AttentionCase) -> ff.KeySpan:
-    return ff.KeySpan.causal(case.Sq, case.Sk)
-
-
-def latest_of_4(case: AttentionCase) -> ff.KeySpan:
-    index = (torch.arange(case.Sq) * 4 // case.Sq).expand(case.B, -1)
-    return ff.KeySpan.latest_media(index, torch.linspace(0, case.Sk, 5).int()[None])
-
-
-def packed_8(case: AttentionCase) -> ff.KeySpan:
-    return ff.KeySpan.packed(*(torch.linspace(0, size, 9).int() for size in (case.Sq, case.Sk)))
-
-
-FORWARD = [
-    AttentionCase("caption over ViT-B/16", 8, 12, Sq=64, Sk=197, D=64),
-    AttentionCase("at 384 pixels, padded", 8, 12, Sq=64, Sk=577, D=64, span=padded),
-    AttentionCase("pooler, padded", 4, 8, Sq=256, Sk=1024, D=64, span=padded),
-    AttentionCase("short captions", 16, 12, Sq=20, Sk=257, D=64),
-    AttentionCase("D 128, padded", 2, 8, Sq=512, Sk=2048, D=128, span=padded),
-    AttentionCase("causal", 1, 16, Sq=1024, Sk=1024, D=64, span=causal),
-    AttentionCase("latest of 4 pictures", 4, 8, Sq=256, Sk=1024, D=64, span=latest_of_4),
-    AttentionCase("8 packed documents", 1, 12, Sq=512, Sk=2048, D=64, span=packed_8),
-    AttentionCase("4 K/V heads of 16", 4, 16, Hk=4, Sq=128, Sk=577, D=64),
-]
-TRAINING = [FORWARD[i] for i in (0, 1, 2, 5, 6)]
-LEARNED = [
-    AttentionCase("bias a head", 8, 12, Sq=64, Sk=197, D=64, bias="1 H Sq Sk"),
-    AttentionCase("sink and gate", 4, 8, Sq=256, Sk=577, D=64, sink=True, gate="head"),
-]
-DECODE = [
-    AttentionCase("32 texts", 32, 12, Sq=1, Sk=577, D=64),
-    AttentionCase("8 texts, D 128", 8, 16, Sq=1, Sk=1024, D=128),
-]
-BEAMS = [AttentionCase("5 beams", 8, 12, Sq=5, Sk=577, D=64), AttentionCase("8 beams", 4, 16, Sq=8, Sk=1024, D=64)]
-both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-
-
-@both_dtypes
-@pytest.mark.parametrize("case", FORWARD, ids=str)
+@each_dtype
+@pytest.mark.parametrize("case", SIZES.forward, ids=str)
 def test_forward(case: AttentionCase, dtype: torch.dtype, benchmark: BenchmarkFixture) -> None:
-    inputs = make_inputs(case, dtype)
+    inputs = make_inputs(case, dtype, machine.torch_device())
     others = dense_peers(case, inputs)
-    if inputs.span is not None and dtype == torch.float32:  # it compiles for seconds
-        others["flex"] = peers.flex_attention(inputs.span, inputs.leaves["q"], inputs.leaves["k"])
+    if ON_GPU or (machine.device() == "cpu" and inputs.span is not None and dtype == torch.float32):  # it compiles long
+        others["flex"] = flex(inputs)
     contest.run(attention_contest("attention fwd", case, inputs, others, forward), benchmark)
 
 
-@both_dtypes
-@pytest.mark.parametrize("case", TRAINING, ids=str)
+@each_dtype
+@pytest.mark.parametrize("case", SIZES.training, ids=str)
 def test_training(case: AttentionCase, dtype: torch.dtype, benchmark: BenchmarkFixture) -> None:
-    inputs = make_inputs(case, dtype)
-    contest.run(attention_contest("attention fwd+bwd", case, inputs, dense_peers(case, inputs), training), benchmark)
+    inputs = make_inputs(case, dtype, machine.torch_device())
+    others = dense_peers(case, inputs) | ({"flex": flex(inputs)} if ON_GPU else {})
+    contest.run(attention_contest("attention fwd+bwd", case, inputs, others, training), benchmark)
 
 
-@pytest.mark.parametrize("case", LEARNED, ids=str)
+@pytest.mark.parametrize("case", SIZES.learned, ids=str)
 def test_learned(case: AttentionCase, benchmark: BenchmarkFixture) -> None:
-    """Options with gradients that torch has in the dense formula only."""
-    inputs = make_inputs(case, torch.float32)
-    others = {"eager": partial(peers.eager_attention, visible(case, inputs))}
+    """Options with gradients that torch has in the dense formula only, or in FlexAttention."""
+    inputs = make_inputs(case, SIZES.learned_dtype, machine.torch_device())
+    dense = partial(peers.eager_attention, visible(case, inputs))
+    others: dict[str, Attend] = {"eager": dense}
+    if ON_GPU:
+        others["compiled"] = torch.compile(dense)
+        if inputs.leaves.keys() == {"q", "k", "v", "bias"}:
+            others |= sdpa_on_gpu(visible(case, inputs)) | {"flex": flex(inputs)}
     contest.run(attention_contest("attention options fwd+bwd", case, inputs, others, training), benchmark)
 
 
-@both_dtypes
-@pytest.mark.parametrize("case", DECODE, ids=str)
+@each_dtype
+@pytest.mark.parametrize("case", SIZES.decode, ids=str)
 def test_decode(case: AttentionCase, dtype: torch.dtype, benchmark: BenchmarkFixture) -> None:
-    inputs = make_inputs(case, dtype)
+    inputs = make_inputs(case, dtype, machine.torch_device())
     contest.run(attention_contest("decode", case, inputs, dense_peers(case, inputs), forward), benchmark)
 
 
-@both_dtypes
-@pytest.mark.parametrize("case", BEAMS, ids=str)
+@each_dtype
+@pytest.mark.parametrize("case", SIZES.beams, ids=str)
 def test_beams(case: AttentionCase, dtype: torch.dtype, benchmark: BenchmarkFixture) -> None:
     """Beams stand along Sq against one K and V; the peers keep a copy of K and V a beam, as decoders do."""
-    inputs = make_inputs(case, dtype)
+    inputs = make_inputs(case, dtype, machine.torch_device())
     copies = [inputs.leaves[name].detach().repeat_interleave(case.Sq, 0) for name in "kv"]
 
     def over_copies(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -119,8 +90,21 @@ def formula(case: AttentionCase, inputs: AttentionInputs) -> Attend:
 
 
 def dense_peers(case: AttentionCase, inputs: AttentionInputs) -> dict[str, Attend]:
+    """Who takes a dense mask, and on a GPU who takes none."""
     mask = visible(case, inputs)
-    return {"eager": partial(peers.eager_attention, mask), "sdpa": partial(peers.sdpa, mask)}
+    eager_and = {"eager": partial(peers.eager_attention, mask)}
+    if not ON_GPU:
+        return eager_and | {"sdpa": partial(peers.sdpa, mask)}
+    is_causal = case.span is causal
+    return eager_and | sdpa_on_gpu(mask) | (installed_peers.attention(is_causal) if mask is None or is_causal else {})
+
+
+def sdpa_on_gpu(mask: Tensor | None) -> dict[str, Attend]:
+    return {name: partial(attend, mask) for name, attend in peers.SDPA_ON_GPU.items()}
+
+
+def flex(inputs: AttentionInputs) -> Attend:
+    return peers.flex_attention(inputs.span, inputs.leaves["q"], inputs.leaves["k"])
 
 
 def forward(attend: Attend, leaves: dict[str, Tensor], dout: Tensor) -> tuple[Tensor]:

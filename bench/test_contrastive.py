@@ -12,31 +12,32 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import fastfuse as ff
-from bench import contest, peers
+from bench import contest, installed_peers, machine, peers
 from bench.contest import Contest
+from bench.sizes import sizes
 
-PAIRS = [(2048, 512), (4096, 256)]  # N, D
-RETRIEVAL = [(1000, 25_000, 256, 10), (256, 100_000, 128, 100)]  # N, M, D, k
-DTYPES = (torch.float32, torch.bfloat16)
+SIZES = sizes()
+ON_GPU = machine.device() == "cuda"
 LOSSES: dict[str, tuple[Callable[..., Tensor], dict[str, Callable[..., Tensor]], float]] = {
     # ours, the peers, and the work: forward and backward in products of N x M x D multiply-adds
-    "clip": (ff.clip_loss, {"eager": peers.clip_dense}, 4),
+    "clip": (ff.clip_loss, {"eager": peers.clip_dense} | installed_peers.clip(), 4),
     "siglip": (ff.siglip_loss, {"eager": peers.siglip_dense}, 3),
-    "info_nce": (ff.info_nce_loss, {"eager": peers.info_nce_dense}, 3),
+    "info_nce": (ff.info_nce_loss, {"eager": peers.info_nce_dense} | installed_peers.info_nce(), 3),
     "nt_xent": (ff.nt_xent_loss, {"eager": peers.nt_xent_dense}, 6),
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("N", "D"), PAIRS)
+@pytest.mark.parametrize("dtype", SIZES.dtypes, ids=str)
+@pytest.mark.parametrize(("N", "D"), SIZES.pairs)
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss(name: str, N: int, D: int, dtype: torch.dtype, benchmark: BenchmarkFixture) -> None:
     ours, others, products = LOSSES[name]
     N = N // 2 if name == "nt_xent" else N  # two views of N / 2 pictures are N rows
     torch.manual_seed(0)
     shared = torch.randn(N, D)
-    features = [(shared + torch.randn(N, D)).to(dtype) for _ in range(2)]
-    scalars = [torch.tensor(14.3), *([torch.tensor(-10.0)] if name == "siglip" else [])]
+    features = [(shared + torch.randn(N, D)).to(machine.torch_device(), dtype) for _ in range(2)]
+    scalars = [torch.tensor(value, device=features[0].device) for value in (14.3, -10.0)[: 1 + (name == "siglip")]]
+    others = others | ({"compiled": torch.compile(others["eager"])} if ON_GPU else {})
     names = contest.our_backends("pair_sigmoid" if name == "siglip" else "pair_softmax_fwd", dtype)
     calls = {f"fastfuse {backend}": partial(ours, backend=backend) for backend in names} | others
     inputs = [t.requires_grad_() for t in [*features, *scalars]]
@@ -55,7 +56,7 @@ def test_loss(name: str, N: int, D: int, dtype: torch.dtype, benchmark: Benchmar
     )
 
 
-@pytest.mark.parametrize(("N", "M", "D", "k"), RETRIEVAL)
+@pytest.mark.parametrize(("N", "M", "D", "k"), SIZES.retrieval)
 def test_topk(N: int, M: int, D: int, k: int, benchmark: BenchmarkFixture) -> None:
     queries, keys = _features(N, M, D)
     calls = _ours(ff.similarity_topk, "similarity_topk", queries)
@@ -63,17 +64,19 @@ def test_topk(N: int, M: int, D: int, k: int, benchmark: BenchmarkFixture) -> No
     contest.run(_retrieval("topk", f"{N} of {M} x {D} k{k}", calls, queries, keys, k), benchmark)
 
 
-@pytest.mark.parametrize(("N", "M", "D", "k"), RETRIEVAL)
+@pytest.mark.parametrize(("N", "M", "D", "k"), SIZES.retrieval)
 def test_ranks(N: int, M: int, D: int, k: int, benchmark: BenchmarkFixture) -> None:
     queries, keys = _features(N, M, D)
     keys[:N] = F.normalize(2 * queries + keys[:N], dim=-1)  # ranks that no rounding can swap
     calls = _ours(ff.retrieval_ranks, "retrieval_ranks", queries) | {"eager": peers.ranks_dense}
-    contest.run(_retrieval("ranks", f"{N} of {M} x {D}", calls, queries, keys, torch.arange(N)), benchmark)
+    positives = torch.arange(N, device=keys.device)
+    contest.run(_retrieval("ranks", f"{N} of {M} x {D}", calls, queries, keys, positives), benchmark)
 
 
 def _features(N: int, M: int, D: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return F.normalize(torch.randn(N, D), dim=-1), F.normalize(torch.randn(M, D), dim=-1)
+    queries, keys = (F.normalize(torch.randn(n, D, device=machine.torch_device()), dim=-1) for n in (N, M))
+    return queries, keys
 
 
 def _ours(search: Callable, op: str, queries: Tensor) -> dict[str, Callable]:
@@ -101,6 +104,6 @@ def _retrieval(
     )
 
 
-def _training(loss: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+def _training(loss: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[Tensor | None, ...]:
     value = loss(*inputs)
-    return value.detach(), *torch.autograd.grad(value, inputs)
+    return value.detach(), *torch.autograd.grad(value, inputs, allow_unused=True)

@@ -6,13 +6,14 @@ import importlib.util
 import platform
 from collections.abc import Iterable, Sequence
 from importlib import metadata
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 import torch
 
 import fastfuse
 from fastfuse.backends import OPS, BackendStatus, Problem, backends, cpu, load, refusals, select
+from fastfuse.tuning.preference import passed_over
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DEVICES = ("cpu", "cuda")
@@ -61,8 +62,9 @@ def _version(package: str) -> str:
 
 
 def _compiled() -> str:
-    spec = importlib.util.find_spec("fastfuse._C")
-    return f"fastfuse._C ({Path(spec.origin).name})" if spec and spec.origin else "nothing: fastfuse._C is not built"
+    specs = [importlib.util.find_spec(f"fastfuse.{name}") for name in ("_C", "_cuda")]
+    built = [f"{spec.name} ({Path(spec.origin).name})" for spec in specs if spec and spec.origin]
+    return ", ".join(built) or "nothing: fastfuse._C is not built"
 
 
 def _processor() -> list[str]:
@@ -89,8 +91,13 @@ def _gpu(index: int) -> str:
 
 
 def _backends() -> list[str]:
-    rows = [(status.name, "usable" if status.usable else f"not usable: {status.reason}") for status in backends()]
-    return _columns(rows)
+    return _columns([(status.name, _usability(status)) for status in backends()])
+
+
+def _usability(status: BackendStatus) -> str:
+    if not status.usable:
+        return f"not usable: {status.reason}"
+    return f'usable, but not by "auto": {status.reason}' if status.reason else "usable"
 
 
 def _choices() -> list[str]:
@@ -118,7 +125,10 @@ def _others(problem: Problem, chosen: str) -> str:
 
 
 def _objection(status: BackendStatus, problem: Problem) -> str:
-    return "; ".join(refusals(load(status.name), problem)) or "slower" if status.usable else "not usable"
+    if not status.usable:
+        return "not usable"
+    refused = "; ".join(refusals(load(status.name), problem))
+    return refused or passed_over(status.name, problem.device, problem.op) or "slower"
 
 
 def _problem(op: str, device: str, dtype: torch.dtype, head_dim: int = HEAD_DIMS[0]) -> Problem:
@@ -146,7 +156,7 @@ def _head_dim_limit(name: str, op: str) -> list[str]:
     served = [
         size
         for size in HEAD_DIMS
-        if any(not load(name).reasons(_problem(op, device, torch.float32, size)) for device in DEVICES)
+        if any(not load(name).reasons(_problem(op, *kind, size)) for kind in product(DEVICES, DTYPES))
     ]
     return [f"D up to {served[-1]}"] if served[-1] < HEAD_DIMS[-1] else []
 

@@ -1,1 +1,3 @@
 """Triton kernels and their launchers."""
+
+from . import interpreter as interpreter

@@ -78,11 +78,14 @@ def make_inputs(case: AttentionCase, dtype: torch.dtype, device: str = "cpu") ->
     for name, leaf in leaves.items():
         if leaf.dtype != torch.bool:
             wanted = torch.float32 if name == "bias" and case.bias_kind == "float32" else dtype
-            leaves[name] = _cast_keeping_strides(leaf, wanted).to(device).requires_grad_()
+            leaves[name] = _move_keeping_strides(leaf, wanted, device).requires_grad_()
+        else:
+            leaves[name] = leaf.to(device)
     span = None if case.span is None else case.span(case).to(device)
-    dout, dlse = normal(case.B, case.H, Dv, case.Sq).to(dtype).transpose(2, 3), normal(case.B, case.H, case.Sq)
+    dout = normal(case.B, case.H, Dv, case.Sq).to(device, dtype).transpose(2, 3)
+    dlse = normal(case.B, case.H, case.Sq).to(device)
     options = {"scale": case.scale, "softcap": case.softcap, "dropout_p": case.dropout_p}
-    return AttentionInputs(leaves, span, dout.to(device), dlse.to(device), options)
+    return AttentionInputs(leaves, span, dout, dlse, options)
 
 
 def _padded_rows(t: Tensor) -> Tensor:
@@ -97,11 +100,11 @@ def _heads_last(t: Tensor) -> Tensor:
     return t.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _cast_keeping_strides(t: Tensor, dtype: torch.dtype) -> Tensor:
+def _move_keeping_strides(t: Tensor, dtype: torch.dtype, device: str) -> Tensor:
     if t.dim() < 4 or t.is_contiguous():
-        return t.to(dtype)
+        return t.to(device, dtype)
     base = t._base if t._base is not None else t
-    return base.to(dtype).as_strided(t.shape, t.stride())
+    return base.to(device, dtype).as_strided(t.shape, t.stride())
 
 
 def _random_span(case: AttentionCase, inverted: bool = False) -> ff.KeySpan:

@@ -39,7 +39,7 @@ class ContrastiveInputs:
     options: dict[str, Any]
 
 
-def make_inputs(case: ContrastiveCase, dtype: torch.dtype) -> ContrastiveInputs:
+def make_inputs(case: ContrastiveCase, dtype: torch.dtype, device: str = "cpu") -> ContrastiveInputs:
     """Random inputs, the same for every dtype but for rounding. The features are not contiguous."""
     generator = torch.Generator().manual_seed(sum(map(ord, case.name)))
     N, M, D = case.N, case.M or case.N, case.D
@@ -48,15 +48,15 @@ def make_inputs(case: ContrastiveCase, dtype: torch.dtype) -> ContrastiveInputs:
     b[: min(N, M)] = (1 - case.paired) * b[: min(N, M)] + case.paired * a[: min(N, M)]
     if case.zero_row:
         a[0] = 0
-    a, b = (t.to(dtype)[:, :D].requires_grad_() for t in (a, b))
-    leaves = {"a": a, "b": b, "scale": torch.tensor(case.scale, requires_grad=True)}
+    a, b = (t.to(device, dtype)[:, :D].requires_grad_() for t in (a, b))
+    leaves = {"a": a, "b": b, "scale": torch.tensor(case.scale, device=device, requires_grad=True)}
     if case.loss == "sup_con_loss":
         del leaves["b"]
     if case.loss == "siglip_loss":
-        leaves["bias"] = torch.tensor(-7.5, requires_grad=True)
+        leaves["bias"] = torch.tensor(-7.5, device=device, requires_grad=True)
 
     def random(limit: int, count: int) -> Tensor:
-        return torch.randint(limit, (count,), generator=generator)
+        return torch.randint(limit, (count,), generator=generator).to(device)
 
     labels = {}
     if case.ids and case.loss == "info_nce_loss":

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -69,14 +70,10 @@ def compiled(source: Path) -> Compiled:
 
 def disassembler() -> str | None:
     """cuobjdump of the CUDA toolkit, or the one that Triton brings."""
-    found = shutil.which("cuobjdump")
-    if found is None:
-        try:
-            import triton
-        except ImportError:
-            return None
-        found = str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
-    return found if Path(found).exists() else None
+    found, triton = shutil.which("cuobjdump"), find_spec("triton")
+    if found is None and triton is not None and triton.origin is not None:
+        found = str(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump")
+    return found if found is not None and Path(found).exists() else None
 
 
 @cache

@@ -7,6 +7,7 @@ build: unoptimised, against a precompiled vocabulary, half a second.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import importlib.util
 import shutil
@@ -66,9 +67,11 @@ def emulated(mutation: Mutation | None = None, seed: int = 1) -> Iterator[None]:
     extension.set_seed(seed)
     before, cuda.extension = cuda.extension, extension
     select.cache_clear()
+    extension.watch_memory(True)
     try:
         yield
     finally:
+        extension.watch_memory(False)
         cuda.extension = before
         select.cache_clear()
 
@@ -133,6 +136,19 @@ def _build_mutated(mutation: Mutation) -> Path:
         first = [_object(kernel, folder), _object(module, folder)]
         ninja.build([str(library)], "link", [*first, *(_object(source, COMMON) for source in rest)])
     return library
+
+
+def load_plain(*sources: Path) -> ctypes.CDLL:
+    """A library of C++ or CUDA sources that take no tensors, on the emulation."""
+    _build()
+    folder = BUILD / sources[0].stem
+    library = folder / f"{sources[0].stem}.so"
+    with _building(folder) as ninja:
+        for source in sources:
+            _compile(ninja, source, folder, "-O2")
+        emulation = [_object(source, COMMON) for source in KERNELS if source.suffix == ".cpp"]
+        ninja.build([str(library)], "link", [*(_object(source, folder) for source in sources), *emulation])
+    return ctypes.CDLL(str(library))
 
 
 def _object(source: Path, folder: Path) -> str:

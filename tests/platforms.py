@@ -1,4 +1,7 @@
-"""Which backends the tests can run here: each usable one, and the cpu backend once for each instruction set."""
+"""Where the tests can run here: each usable backend, the cpu backend once for each instruction set.
+
+Where there is a GPU, triton and cuda run on it, and reference on both.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-import fastfuse as ff
-from fastfuse.backends import cpu, triton
+from fastfuse.backends import cpu, cuda, load, triton
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,16 @@ class Platform:
     isa: str | None = None  # of the cpu backend
 
     def __str__(self) -> str:
-        return self.backend if self.isa is None else f"{self.backend}-{self.isa}"
+        variant = self.isa or ("" if self.device == "cpu" else self.device)
+        return f"{self.backend}-{variant}" if variant else self.backend
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of tests for which one dtype is enough."""
+        return self.dtypes[0]
+
+    def serves(self, op: str) -> bool:
+        return hasattr(load(self.backend), op)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -41,18 +52,27 @@ _INTERPRETED = (torch.float32, torch.float16)  # the interpreter's product of bf
 
 
 def _platforms() -> list[Platform]:
-    found = [Platform("reference", "cpu", _HALVES)]
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    found = [Platform("reference", device, _HALVES) for device in devices]
     if cpu.unavailable() is None:
         found += [Platform("cpu", "cpu", _HALVES, isa) for isa in cpu.isas()]
     if triton.unavailable() is None:
         interpreted = triton.interpreting()
         found.append(Platform("triton", "cpu" if interpreted else "cuda", _INTERPRETED if interpreted else _HALVES))
+    if cuda.unavailable() is None:
+        found.append(Platform("cuda", "cuda", cuda.DTYPES))
     return found
 
 
 PLATFORMS = _platforms()
-USABLE = {row.name for row in ff.backends() if row.usable}
+PAIRS = [(a, b) for a in PLATFORMS for b in PLATFORMS if a.backend != b.backend and a.device == b.device]
+USABLE = {platform.backend for platform in PLATFORMS if platform.device == "cpu"}
 EVERYWHERE = [(platform, dtype) for platform in PLATFORMS for dtype in platform.dtypes]
+
+
+def common_dtype(a: Platform, b: Platform) -> torch.dtype:
+    """The first that both take."""
+    return next(dtype for dtype in a.dtypes if dtype in b.dtypes)
 
 
 def name(value: object) -> str:

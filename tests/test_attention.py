@@ -10,7 +10,7 @@ import pytest
 import torch
 from budget import assert_within_budget
 from cases import ATTENTION_CASES, SEED, AttentionCase, AttentionInputs, make_inputs
-from platforms import EVERYWHERE, PLATFORMS, Platform, name
+from platforms import EVERYWHERE, PAIRS, PLATFORMS, Platform, common_dtype, name
 from torch import Tensor
 
 import fastfuse as ff
@@ -49,7 +49,7 @@ def run_eager(case: AttentionCase, inputs: AttentionInputs, dtype: torch.dtype) 
     visible = None if inputs.span is None else inputs.span.to_dense(case.Sk)[:, None]
     keep = None
     if case.dropout_p:
-        keep = ff.reference.dropout_mask(SEED, (*q.shape[:3], k.shape[2]), case.dropout_p)
+        keep = ff.reference.dropout_mask(SEED, (*q.shape[:3], k.shape[2]), case.dropout_p).to(q.device)
     got = eager.attention(
         q, k, leaves["v"], visible, leaves.get("bias"), leaves.get("sink"), leaves.get("gate"),
         keep=keep, dtype=dtype, **options,
@@ -81,19 +81,16 @@ def test_matches_float64(case: AttentionCase, platform: Platform, dtype: torch.d
     assert ours["lse"].dtype == torch.float32
 
 
-PAIRS = [(a, b) for a in PLATFORMS for b in PLATFORMS if a.backend != b.backend and None in (a.isa, b.isa)]
-
-
 @pytest.mark.parametrize(("forward", "backward"), PAIRS, ids=name)
 @pytest.mark.parametrize("case_name", ["gqa_2", "everything", "one_visible_key"])
 def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, backward: Platform) -> None:
     case = next(case for case in ATTENTION_CASES if case.name == case_name)
-    inputs, truth, peer = expected(case, torch.float32, "cpu")
+    inputs, truth, peer = expected(case, common_dtype(forward, backward), forward.device)
     args: dict[str, Any] = {n: t.detach() for n, t in inputs.leaves.items()}
     q, k, v = args["q"], args["k"].contiguous(), args["v"]
     lo, hi = (None, None) if inputs.span is None else (inputs.span.lo, inputs.span.hi)
     extras = (args.get("bias"), args.get("sink"), args.get("gate"))
-    seed = torch.tensor(SEED) if case.dropout_p else None
+    seed = torch.tensor(SEED, device=q.device) if case.dropout_p else None
     options = (case.scale or case.D**-0.5, case.softcap, case.dropout_p, seed)
     with forward.active():
         out, lse_pair = torch.ops.fastfuse.attention_fwd(q, k, v, lo, hi, *extras, *options, forward.backend)
@@ -108,10 +105,10 @@ def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, 
             assert_within_budget(what, grad, truth[what].reshape(grad.shape), peer[what].reshape(grad.shape), q.dtype)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS, ids=name)
-def test_gradients_are_deterministic(platform: Platform) -> None:
+@pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)
+def test_gradients_are_deterministic(platform: Platform, dtype: torch.dtype) -> None:
     case = next(case for case in ATTENTION_CASES if case.name == "everything")
-    inputs = make_inputs(case, torch.float32)
+    inputs = make_inputs(case, dtype, platform.device)
     with platform.active():
         first, second = (run_fused(case, inputs, platform.backend) for _ in range(2))
     for what in first:
@@ -121,7 +118,8 @@ def test_gradients_are_deterministic(platform: Platform) -> None:
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 @pytest.mark.parametrize(("B", "Sq", "Sk"), [(2, 0, 5), (2, 3, 0), (0, 3, 5)])
 def test_empty_sizes_are_legal(B: int, Sq: int, Sk: int, platform: Platform) -> None:
-    q, k, v = (torch.randn(B, 2, s, 8, requires_grad=True) for s in (Sq, Sk, Sk))
+    options = {"device": platform.device, "dtype": platform.dtype, "requires_grad": True}
+    q, k, v = (torch.randn(B, 2, s, 8, **options) for s in (Sq, Sk, Sk))
     got = ff.cross_attention(q, k, v, return_lse=True, return_map="keys", backend=platform.backend)
     assert got.out.shape == (B, 2, Sq, 8)
     assert (got.out == 0).all()
@@ -133,7 +131,8 @@ def test_empty_sizes_are_legal(B: int, Sq: int, Sk: int, platform: Platform) -> 
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 def test_only_the_wanted_gradients(platform: Platform) -> None:
-    q, k, v, bias = torch.randn(1, 2, 9, 16), torch.randn(1, 2, 20, 16), torch.randn(1, 2, 20, 16), torch.randn(9, 20)
+    shapes = [(1, 2, 9, 16), (1, 2, 20, 16), (1, 2, 20, 16), (9, 20)]
+    q, k, v, bias = (torch.randn(shape, device=platform.device, dtype=platform.dtype) for shape in shapes)
     for i in range(4):
         leaves = [t.clone().requires_grad_(i == n) for n, t in enumerate((q, k, v, bias))]
         everything = [t.clone().requires_grad_() for t in (q, k, v, bias)]
@@ -150,7 +149,7 @@ def test_only_the_wanted_gradients(platform: Platform) -> None:
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 def test_thread_count_leaves_results_within_rounding(platform: Platform) -> None:
     case = next(case for case in ATTENTION_CASES if case.name == "bias_heads")
-    inputs, threads = make_inputs(case, torch.float32), torch.get_num_threads()
+    inputs, threads = make_inputs(case, platform.dtype, platform.device), torch.get_num_threads()
     runs = []
     try:
         for count in (1, 2, 3):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from budget import assert_within_budget
 from cases_contrastive import CONTRASTIVE_CASES, ContrastiveCase, ContrastiveInputs, call, make_inputs
-from platforms import EVERYWHERE, PLATFORMS, Platform, name
+from platforms import EVERYWHERE, PAIRS, PLATFORMS, Platform, common_dtype, name
 from torch import Tensor
 
 import fastfuse as ff
@@ -25,17 +25,18 @@ def run(module: Any, case: ContrastiveCase, inputs: ContrastiveInputs, **options
 
 
 @cache
-def expected(case: ContrastiveCase, dtype: torch.dtype) -> tuple[ContrastiveInputs, Results, Results]:
+def expected(case: ContrastiveCase, dtype: torch.dtype, device: str) -> tuple[ContrastiveInputs, Results, Results]:
     """The inputs, the float64 truth, and eager PyTorch in the inputs' dtype."""
-    inputs = make_inputs(case, dtype)
-    truth, peer = (run(eager_contrastive, case, inputs, dtype=d) for d in (torch.float64, dtype))
+    inputs = make_inputs(case, dtype, device)
+    with torch.device(device):
+        truth, peer = (run(eager_contrastive, case, inputs, dtype=d) for d in (torch.float64, dtype))
     return inputs, truth, peer
 
 
 @pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)
 @pytest.mark.parametrize("case", CONTRASTIVE_CASES, ids=name)
 def test_matches_float64(case: ContrastiveCase, platform: Platform, dtype: torch.dtype) -> None:
-    inputs, truth, peer = expected(case, dtype)
+    inputs, truth, peer = expected(case, dtype, platform.device)
     with platform.active():
         ours = run(ff, case, inputs, backend=platform.backend)
     for what in truth:
@@ -48,14 +49,11 @@ def test_matches_float64(case: ContrastiveCase, platform: Platform, dtype: torch
     assert ours["da"].dtype == dtype
 
 
-OTHERS = [(a, b) for a in PLATFORMS for b in PLATFORMS if a.backend != b.backend]
-
-
-@pytest.mark.parametrize(("forward", "backward"), OTHERS, ids=name)
+@pytest.mark.parametrize(("forward", "backward"), PAIRS, ids=name)
 @pytest.mark.parametrize("case_name", ["clip_ids", "nce_ids", "sup_con_chunks"])
 def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, backward: Platform) -> None:
     case = next(case for case in CONTRASTIVE_CASES if case.name == case_name)
-    inputs, truth, peer = expected(case, torch.float32)
+    inputs, truth, peer = expected(case, common_dtype(forward, backward), forward.device)
     op = torch.ops.fastfuse.pair_softmax_bwd
     with forward.active():
         loss = call(getattr(ff, case.loss), inputs, backend=forward.backend)
@@ -70,12 +68,12 @@ def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, 
     needs = [True, saved[1] is not None, True]
     with backward.active():
         da, db, dscale = op(
-            torch.tensor(1.0 / count), *saved, skip_positives, normalize, mode, label_smoothing,
+            torch.tensor(1.0 / count, device=forward.device), *saved, skip_positives, normalize, mode, label_smoothing,
             rows, row_count, cols, col_count, needs, backward.backend,
         )  # fmt: skip
     for what, grad in (("da", da), ("db", db), ("dscale", dscale)):
         if what in truth:
-            assert_within_budget(what, grad, truth[what], peer[what], torch.float32)
+            assert_within_budget(what, grad, truth[what], peer[what], inputs.leaves["a"].dtype)
 
 
 @pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "cpu"], ids=name)
@@ -95,16 +93,39 @@ def test_results_do_not_depend_on_the_threads(case_name: str, platform: Platform
             assert torch.equal(value, other[what]), what
 
 
+@pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)
+@pytest.mark.parametrize("case_name", ["clip_smooth_ids", "siglip_ids", "nt_xent_strips"])
+def test_results_are_deterministic(case_name: str, platform: Platform, dtype: torch.dtype) -> None:
+    case = next(case for case in CONTRASTIVE_CASES if case.name == case_name)
+    inputs = make_inputs(case, dtype, platform.device)
+    with platform.active():
+        first, second = (run(ff, case, inputs, backend=platform.backend) for _ in range(2))
+    for what in first:
+        assert torch.equal(first[what], second[what]), what
+
+
+@pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "triton"], ids=name)
+@pytest.mark.parametrize("case_name", ["clip_strips", "siglip_strips", "nt_xent_strips"])
+def test_gradients_in_many_chunks(case_name: str, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in CONTRASTIVE_CASES if case.name == case_name)
+    inputs, truth, peer = expected(case, torch.float32, platform.device)
+    monkeypatch.setattr("fastfuse.kernels.pair_chunks.CHUNK_BYTES", 0)
+    ours = run(ff, case, inputs, backend=platform.backend)
+    for what in truth:
+        assert_within_budget(what, ours[what], truth[what], peer[what], torch.float32)
+
+
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0)])
 def test_empty_sides(platform: Platform, sizes: tuple[int, int]) -> None:
-    a, b = (torch.randn(n, 16, requires_grad=True) for n in sizes)
-    scale = torch.tensor(10.0, requires_grad=True)
+    options = {"device": platform.device, "dtype": platform.dtype, "requires_grad": True}
+    a, b = (torch.randn(n, 16, **options) for n in sizes)
+    scale, nobody = torch.tensor(10.0, device=platform.device, requires_grad=True), torch.zeros(0, dtype=torch.int64)
     with platform.active():
         losses = [
             ff.clip_loss(a, b, scale, label_smoothing=0.1, backend=platform.backend),
             ff.siglip_loss(a, b, scale, -10.0, backend=platform.backend),
-            ff.sup_con_loss(a[:0], torch.zeros(0, dtype=torch.int64), scale, backend=platform.backend),
+            ff.sup_con_loss(a[:0], nobody.to(platform.device), scale, backend=platform.backend),
         ]
         grads = torch.autograd.grad(sum(losses), (a, b, scale))
     assert [loss.item() for loss in losses] == [0.0, 0.0, 0.0]
@@ -113,7 +134,8 @@ def test_empty_sides(platform: Platform, sizes: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 def test_ids_of_any_integer_dtype_and_size(platform: Platform) -> None:
-    a, b, ids = torch.randn(20, 8), torch.randn(20, 8), torch.arange(20) % 7
+    a, b = (torch.randn(20, 8).to(platform.device, platform.dtype) for _ in range(2))
+    ids = (torch.arange(20) % 7).to(platform.device)
     with platform.active():
         losses = [ff.clip_loss(a, b, 10.0, ids=ids.to(t), backend=platform.backend) for t in (torch.int64, torch.uint8)]
         losses.append(ff.clip_loss(a, b, 10.0, ids=ids * 2**40 - 2**62, backend=platform.backend))

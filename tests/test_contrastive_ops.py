@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastfuse as ff
 
-BACKENDS = [name for name in ("reference", "cpu") if name in USABLE]
+BACKENDS = [name for name in ("reference", "cpu", "triton") if name in USABLE]
 IDS = torch.tensor([0, 1, 0, 2, 1, 3])
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastfuse as ff
 
-BACKENDS = [name for name in ("reference", "cpu") if name in USABLE]
+BACKENDS = [name for name in ("reference", "cpu", "triton") if name in USABLE]
 
 
 def leaves(dtype: torch.dtype = torch.float32) -> list[Tensor]:

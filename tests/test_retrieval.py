@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from platforms import EVERYWHERE, PLATFORMS, Platform, name
+from platforms import PLATFORMS, Platform, name
 from torch import Tensor
 
 import fastfuse as ff
 
 SIZES = [(1, 1, 8, 1), (5, 7, 3, 7), (100, 300, 40, 10), (3, 5000, 17, 5), (700, 129, 64, 129)]  # N, M, D, k
+SERVING = [platform for platform in PLATFORMS if platform.serves("similarity_topk")]
+WITH_DTYPES = [(platform, dtype) for platform in SERVING for dtype in platform.dtypes]
 
 
-def features(N: int, M: int, D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def features(N: int, M: int, D: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     """Not contiguous, with keys that tie and a zero key."""
-    queries, keys = (torch.randn(D, n).to(dtype).T for n in (N, M))
+    queries, keys = (torch.randn(D, n).to(device, dtype).T for n in (N, M))
     if M > 100:
         keys[50:60] = keys[3]
         keys[20] = 0
@@ -29,12 +31,12 @@ def scores(queries: Tensor, keys: Tensor, normalize: bool) -> Tensor:
     return queries @ keys.T
 
 
-@pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)
+@pytest.mark.parametrize(("platform", "dtype"), WITH_DTYPES, ids=name)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_topk(size: tuple[int, int, int, int], normalize: bool, platform: Platform, dtype: torch.dtype) -> None:
     N, M, D, k = size
-    queries, keys = features(N, M, D, dtype)
+    queries, keys = features(N, M, D, dtype, platform.device)
     with platform.active():
         got, indices = ff.similarity_topk(queries, keys, k, normalize=normalize, backend=platform.backend)
     truth = scores(queries, keys, normalize)
@@ -49,30 +51,40 @@ def test_topk(size: tuple[int, int, int, int], normalize: bool, platform: Platfo
     assert (indices[:, 1:] > indices[:, :-1])[ties].all()
 
 
-@pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)
+@pytest.mark.parametrize(("platform", "dtype"), WITH_DTYPES, ids=name)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_ranks(size: tuple[int, int, int, int], platform: Platform, dtype: torch.dtype) -> None:
     N, M, D, _ = size
-    queries, keys = features(N, M, D, dtype)
-    positives = torch.randint(-1, M, (N, 4))
+    queries, keys = features(N, M, D, dtype, platform.device)
+    positives = torch.randint(-1, M, (N, 4)).to(platform.device)
     positives[0] = -1
     with platform.active():
         ranks = ff.retrieval_ranks(queries, keys, positives, backend=platform.backend)
         order = ff.similarity_topk(queries, keys, M, backend=platform.backend)[1]
-    rank_of = torch.empty_like(order).scatter_(1, order, torch.arange(M).expand(N, M))
+    rank_of = torch.empty_like(order).scatter_(1, order, torch.arange(M, device=order.device).expand(N, M))
     truth = torch.where(positives >= 0, rank_of.gather(1, positives.clamp(min=0)), M).amin(1)
     assert torch.equal(ranks, truth)  # ties by lower index too: both come from the same scores
     assert ranks[0] == M
 
 
-@pytest.mark.parametrize("platform", PLATFORMS, ids=name)
+@pytest.mark.parametrize("platform", SERVING, ids=name)
 def test_ties_go_to_the_lower_index(platform: Platform) -> None:
-    queries, keys = torch.ones(2, 8), torch.ones(300, 8)
+    queries, keys = torch.ones(2, 8, device=platform.device), torch.ones(300, 8, device=platform.device)
+    positives = torch.tensor([[250, -1], [299, 17]], device=platform.device)
     with platform.active():
         _, indices = ff.similarity_topk(queries, keys, 200, backend=platform.backend)
-        ranks = ff.retrieval_ranks(queries, keys, torch.tensor([[250, -1], [299, 17]]), backend=platform.backend)
-    assert torch.equal(indices, torch.arange(200).expand(2, 200))
+        ranks = ff.retrieval_ranks(queries, keys, positives, backend=platform.backend)
+    assert torch.equal(indices.cpu(), torch.arange(200).expand(2, 200))
     assert ranks.tolist() == [250, 17]
+
+
+@pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "triton"], ids=name)
+def test_topk_in_many_chunks(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, keys = features(5, 70, 8, torch.float32, platform.device)
+    whole = ff.similarity_topk(queries, keys, 50, backend=platform.backend)
+    monkeypatch.setattr("fastfuse.kernels.retrieval_topk.CHUNK_BYTES", 2048)
+    chunks = ff.similarity_topk(queries, keys, 50, backend=platform.backend)
+    assert all(torch.equal(a, b) for a, b in zip(whole, chunks, strict=True))
 
 
 def test_recall_at_k_counts_any_match() -> None:

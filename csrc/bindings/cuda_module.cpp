@@ -3,17 +3,22 @@
 
 #include "bindings/cuda_runtime.h"
 #ifdef FASTFUSE_EMULATION
+#include "bindings/cuda_watched.h"
 #include "cuda/emulation/block.h"
 #endif
 
 namespace fastfuse::cuda {
 void register_attention(pybind11::module& m);
+const char* sources_hash();
 }  // namespace fastfuse::cuda
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("device") = fastfuse::cuda::kDevice == at::kCUDA ? "cuda" : "cpu";
   fastfuse::cuda::register_attention(m);
-#ifdef FASTFUSE_EMULATION
+#ifndef FASTFUSE_EMULATION
+  m.attr("sources") = fastfuse::cuda::sources_hash();
+#else
   m.def("set_seed", &fastfuse::emulation::set_seed, "Of the order in which threads run and copies land.");
+  m.def("watch_memory", &fastfuse::cuda::watch_memory, "Whether new tensors have ends that the emulation knows.");
 #endif
 }

@@ -48,7 +48,7 @@ static FF_KERNEL(kScheduleThreads) tile_order_kernel(const FF_GRID_CONSTANT Sche
   const int tiles = p.batch * args.blocks, thread = thread_index();
   const uint32_t counts = shared_memory();  // int[kScheduleThreads]: tiles of a length, then where the next one goes
   const auto bucket = [&](int tile) {
-    const int64_t length = args.schedule[2 * tile + 1] - args.schedule[2 * tile];
+    const int64_t length = load_global(args.schedule + 2 * tile + 1) - load_global(args.schedule + 2 * tile);
     return counts + 4 * (kScheduleThreads - 1 - int(length * (kScheduleThreads - 1) / p.seq_k));
   };
   store_shared(counts + 4 * thread, 0);

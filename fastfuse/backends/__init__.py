@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastfuse.tuning.preference import preference
+from fastfuse.tuning.preference import passed_over, preference
 
 _NAMES = ("reference", "cpu", "triton", "cuda")
 
@@ -38,7 +38,7 @@ class BackendStatus(NamedTuple):
 
     name: str
     usable: bool
-    reason: str  # why it is not usable, "" when it is
+    reason: str  # why it is not usable, or why "auto" passes it over on the GPU that is here; else ""
     ops: tuple[str, ...]  # the ops it serves
 
 
@@ -92,12 +92,13 @@ def select(problem: Problem, backend: str) -> ModuleType:
 
 
 def backends() -> list[BackendStatus]:
-    """Each backend: whether it is usable here, why not, and the ops it serves."""
+    """Each backend: whether it is usable here, why not or why not by itself, and the ops it serves."""
     rows = []
     for name in _NAMES:
         module = load(name)
-        missing = module.unavailable() or ""
-        rows.append(BackendStatus(name, not missing, missing, tuple(op for op in OPS if hasattr(module, op))))
+        missing = module.unavailable()
+        reason = missing or passed_over(name, "cuda") or ""
+        rows.append(BackendStatus(name, missing is None, reason, tuple(op for op in OPS if hasattr(module, op))))
     return rows
 
 

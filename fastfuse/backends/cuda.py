@@ -22,6 +22,7 @@ except ImportError as error:
 NAME = "cuda"
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16)
+OPS = ("attention_fwd",)
 
 
 def unavailable() -> str | None:
@@ -48,5 +49,11 @@ def reasons(problem: Problem) -> list[str]:
 
 
 def __getattr__(op: str) -> Any:
-    """The ops that the extension has."""
+    """The ops that the extension has; where it is not built, their names, for `fastfuse info`."""
+    if extension is None and op in OPS:
+        return _not_built
     return getattr(extension, op)
+
+
+def _not_built(*_: Any) -> Any:
+    raise NotImplementedError(_missing)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_RULES = Path(__file__).parent / "rules"
+RULES = Path(__file__).parent / "rules"
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,19 @@ class Rule:
     max_dim: int  # up to this head dim (the larger of D and Dv), or feature size
     source: str  # "static": from the compiler's report; else the device that it was measured on, and when
 
+    def serves(self, arch: int) -> bool:
+        """Whether the rule is for this compute capability."""
+        return self.arch[0] <= arch <= self.arch[1]
+
     def fits(self, arch: int, itemsize: int, dim: int) -> bool:
         """Whether the rule is for this compute capability, element size and dim."""
-        return self.arch[0] <= arch <= self.arch[1] and itemsize == self.itemsize and dim <= self.max_dim
+        return self.serves(arch) and itemsize == self.itemsize and dim <= self.max_dim
 
 
 @cache
 def rules(kernel: str) -> tuple[Rule, ...]:
     """The rules of a kernel, in order."""
-    entries = json.loads((_RULES / f"{kernel}.json").read_text())
+    entries = json.loads((RULES / f"{kernel}.json").read_text())
     return tuple(Rule(**entry | {"tile": Tile(**entry["tile"]), "arch": tuple(entry["arch"])}) for entry in entries)
 
 
@@ -57,3 +61,8 @@ def tile(kernel: str, arch: int, itemsize: int, dim: int) -> Tile:
         if rule.fits(arch, itemsize, dim):
             return rule.tile
     raise LookupError(f"{kernel}: no tile for sm_{arch}, {itemsize} bytes an element, dim {dim}")
+
+
+def tuned_kernels() -> list[str]:
+    """The kernels that have rules."""
+    return sorted(path.stem for path in RULES.glob("*.json"))

@@ -1,4 +1,4 @@
-// hopper/barrier.h on the host. A block's threads have all the registers they want.
+// hopper/barrier.h on the host.
 #pragma once
 
 #include "cuda/emulation/launch.h"
@@ -12,10 +12,12 @@ inline void named_barrier_arrive(int id, int threads) { emulation::block->named_
 template <int kRegisters>
 void increase_registers() {
   static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
+  emulation::block->increase_registers(kRegisters);
 }
 template <int kRegisters>
 void decrease_registers() {
   static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
+  emulation::block->decrease_registers(kRegisters);
 }
 
 }  // namespace fastfuse::hopper

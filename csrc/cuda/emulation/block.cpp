@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cuda/emulation/fibre.h"
+#include "cuda/emulation/global.h"
 
 namespace fastfuse::emulation {
 
@@ -16,6 +17,7 @@ constexpr size_t kStackBytes = 64 << 10;
 constexpr int kPauseOneIn = 6;
 constexpr uint32_t kLandOneIn[] = {2, 16, 1 << 20};
 constexpr int kSlowTries = 4;
+constexpr int kRegisters = 65536, kThreadRegisters = 248;
 
 char* stacks(int threads) {
   static std::vector<std::unique_ptr<char[]>> chunks;  // kept: pages once touched stay
@@ -53,6 +55,7 @@ Block::Block(int index, int blocks, int threads, size_t shared_bytes, uint64_t s
   char* stack = stacks(threads);
   for (int i = 0; i < threads; i++) {
     threads_[i].index = i;
+    threads_[i].registers = std::min(kRegisters / threads / 8 * 8, kThreadRegisters);
     threads_[i].stack_pointer = prepare_fibre(stack + i * kStackBytes, kStackBytes, &Block::fibre_main);
     ready_.push_back(&threads_[i]);
   }
@@ -194,6 +197,33 @@ void Block::fence_async_proxy() {
   for (const auto& [address, bytes] : current_->unfenced)
     for (uint32_t i = address; i < address + bytes; i++) state_[i] &= uint8_t(~kUnfenced);
   current_->unfenced.clear();
+}
+
+void Block::check_global(const void* address, size_t bytes, const char* user) {
+  if (is_inside(address, bytes)) return;
+  fail(std::string(user) + " of " + std::to_string(bytes) + " bytes of global memory outside of an allocation");
+}
+
+// ---- registers
+
+void Block::decrease_registers(int count) {
+  Thread& thread = *current_;
+  if (count > thread.registers) fail("decrease_registers to more than there are");
+  free_registers_ += thread.registers - count;
+  thread.registers = count;
+  release(wait_for_registers_);
+}
+
+void Block::increase_registers(int count) {
+  Thread& thread = *current_;
+  if (count < thread.registers) fail("increase_registers to fewer than there are");
+  while (free_registers_ < count - thread.registers) {
+    wait_for_registers_.push_back(current_);
+    block_on([](uint32_t wanted, uint32_t) { return "waits for " + std::to_string(wanted) + " registers"; },
+             uint32_t(count), 0);
+  }
+  free_registers_ -= count - thread.registers;
+  thread.registers = count;
 }
 
 // ---- named barriers

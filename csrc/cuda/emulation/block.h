@@ -50,6 +50,7 @@ struct Thread {
   int index;
   void* stack_pointer = nullptr;
   bool ready = true, finished = false;
+  int registers;
   std::string (*waits_for)(uint32_t, uint32_t) = nullptr;  // what it is blocked on, for the report of a deadlock
   uint32_t waits_on = 0, waits_phase = 0;
 
@@ -128,6 +129,11 @@ class Block {
   const uint8_t* read_shared(uint32_t address, uint32_t bytes);
   uint8_t* write_shared(uint32_t address, uint32_t bytes);
   void fence_async_proxy();
+  void check_global(const void* address, size_t bytes, const char* user);
+
+  // setmaxnreg: warps take from what others of the block have given back, and wait for it.
+  void increase_registers(int count);
+  void decrease_registers(int count);
 
   void named_barrier(int id, int threads, bool wait);
   void warp_sync();
@@ -176,6 +182,8 @@ class Block {
   std::vector<Warp> warps_;
   std::vector<Mbarrier> mbarriers_;  // by address / 8
   NamedBarrier named_[16];
+  int free_registers_ = 0;
+  std::vector<Thread*> wait_for_registers_;
   std::vector<Transfer> transfers_;
   const std::function<void()>* kernel_ = nullptr;
   Thread* current_ = nullptr;

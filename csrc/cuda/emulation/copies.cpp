@@ -69,11 +69,12 @@ void Block::land(size_t which) {
       const bool exists = inside && c >= 0 && c < map.sizes[0];
       uint8_t* global = map.base + (offset + c) * 2;
       if (!t.store) {
-        if (exists) std::memcpy(&shared_[address], global, 2);
+        if (exists) check_global(global, 2, "TMA load"), std::memcpy(&shared_[address], global, 2);
         if (!exists) std::memset(&shared_[address], 0, 2);
         state_[address] = state_[address + 1] = kWritten;
       } else if (exists) {
         if (state_[address] != kWritten) fail("TMA store of bytes that are unwritten, in flight or not fenced");
+        check_global(global, 2, "TMA store");
         std::memcpy(global, &shared_[address], 2);
       }
     }

@@ -30,11 +30,13 @@ inline int atomic_add_shared(uint32_t address, int value) {
 
 template <class T>
 T load_global(const T* address) {
+  emulation::block->check_global(address, sizeof(T), "load");
   return *address;
 }
 
 template <class T>
 void store_global(T* address, T value) {
+  emulation::block->check_global(address, sizeof(T), "store");
   *address = value;
 }
 

@@ -1,0 +1,8 @@
+// What the kernels were built from.
+#include "fastfuse/cuda.h"
+
+namespace fastfuse::cuda {
+
+const char* sources_hash() { return FASTFUSE_CUDA_SOURCES; }
+
+}  // namespace fastfuse::cuda
