@@ -1,4 +1,4 @@
-"""C++ kernels on the CPU (csrc/cpu): AMX, AVX-512, AVX2 or portable code, chosen at run time."""
+"""C++ kernels on the CPU (csrc/cpu): AMX, AVX-512-BF16, AVX-512, AVX2 or portable code, chosen at run time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if _missing is None:
 
 
 def isas() -> tuple[str, ...]:
-    """The instruction sets that this machine can run, slowest first: portable, avx2, avx512, amx."""
+    """The instruction sets that this machine can run, slowest first: portable, avx2, avx512, avx512bf16, amx."""
     return tuple(_C.cpu_isas())
 
 
