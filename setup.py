@@ -4,7 +4,7 @@ The kernels see no torch header. Each instruction set of csrc/cpu becomes a stat
 own flags, and one torch extension, ``fastfuse._C``, links them all and chooses at run time. Where nvcc and a torch for
 its CUDA are, ``fastfuse._cuda`` has the kernels for Hopper, GPU or not:
 
-    csrc/cpu/isa_<level>*.cpp   -> libfastfuse_cpu_<level>.a   (portable; on x86-64 also avx2, avx512, amx)
+    csrc/cpu/isa_<level>*.cpp   -> libfastfuse_cpu_<level>.a   (portable; on x86-64 avx2 to amx too)
     csrc/cpu/*.cpp, the rest    -> libfastfuse_cpu.a           sees FASTFUSE_HAVE_<LEVEL> for each level built
     csrc/bindings/*.cpp         -> fastfuse/_C.*.so            sees them too
     csrc/cuda/*.cu              -> libfastfuse_cuda.a
@@ -38,10 +38,12 @@ KERNEL_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-
 # Lowest first: where two levels emit the same inline function the linker keeps the first, which must run everywhere.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+AVX512BF16 = [*AVX512, "-mavx512bf16"]
 X86_LEVELS = {
     "avx2": AVX2,
     "avx512": AVX512,
-    "amx": [*AVX512, "-mavx512bf16", "-mavx512fp16", "-mamx-tile", "-mamx-bf16"],
+    "avx512bf16": AVX512BF16,
+    "amx": [*AVX512BF16, "-mavx512fp16", "-mamx-tile", "-mamx-bf16"],
 }
 CUDA_FLAGS = ["-O3", "-std=c++20", "-gencode", "arch=compute_90a,code=sm_90a", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 EXTENSION_PROBE = "#include <Python.h>\n#include <concepts>\n#include <vector>\n"

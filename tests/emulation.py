@@ -76,7 +76,7 @@ def emulated(mutation: Mutation | None = None, seed: int = 1) -> Iterator[None]:
         select.cache_clear()
 
 
-def assert_found(mutation: Mutation, check: Callable[[], None], seeds: int = 4) -> None:
+def assert_found(mutation: Mutation, check: Callable[[], object], seeds: int = 4) -> None:
     """Under one of some orders of threads and copies, `check` fails on the mutated kernel."""
     for seed in range(seeds):
         with emulated(mutation, seed):

@@ -33,12 +33,10 @@ def expected(case: ContrastiveCase, dtype: torch.dtype, device: str) -> tuple[Co
     return inputs, truth, peer
 
 
-@pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)
-@pytest.mark.parametrize("case", CONTRASTIVE_CASES, ids=name)
-def test_matches_float64(case: ContrastiveCase, platform: Platform, dtype: torch.dtype) -> None:
-    inputs, truth, peer = expected(case, dtype, platform.device)
-    with platform.active():
-        ours = run(ff, case, inputs, backend=platform.backend)
+def check_case(case: ContrastiveCase, backend: str, dtype: torch.dtype, device: str = "cpu") -> Results:
+    """Loss and gradients, which are within the budget."""
+    inputs, truth, peer = expected(case, dtype, device)
+    ours = run(ff, case, inputs, backend=backend)
     for what in truth:
         results = ours[what], truth[what], peer[what]
         if case.zero_row and dtype == torch.float16 and what == "da":  # does not fit float16
@@ -47,6 +45,14 @@ def test_matches_float64(case: ContrastiveCase, platform: Platform, dtype: torch
         assert_within_budget(what, *results, dtype)
     assert ours["loss"].dtype == torch.float32
     assert ours["da"].dtype == dtype
+    return ours
+
+
+@pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)
+@pytest.mark.parametrize("case", CONTRASTIVE_CASES, ids=name)
+def test_matches_float64(case: ContrastiveCase, platform: Platform, dtype: torch.dtype) -> None:
+    with platform.active():
+        check_case(case, platform.backend, dtype, platform.device)
 
 
 @pytest.mark.parametrize(("forward", "backward"), PAIRS, ids=name)

@@ -136,8 +136,8 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q_, const Tensor& k_, con
   fill_masks(p, {lo, hi, bias});
   p.sink = per_head(sink, p.heads, "sink");
   p.gate = per_head(gate, p.heads, "gate");
-  Tensor out = at::empty({p.batch, p.heads, p.seq_q, p.dim_v}, q.options());
-  Tensor lse_pair = at::empty({2, p.batch, p.heads, p.seq_q}, q.options().dtype(at::kFloat));
+  Tensor out = new_tensor({p.batch, p.heads, p.seq_q, p.dim_v}, q.options());
+  Tensor lse_pair = new_tensor({2, p.batch, p.heads, p.seq_q}, q.options().dtype(at::kFloat));
   p.out = out.data_ptr();
   p.lse = lse_pair.data_ptr<float>();
   cpu::attention_fwd(p);
@@ -178,14 +178,14 @@ std::vector<Tensor> attention_bwd(const Tensor& dout_, const OptionalTensor& dls
   const Tensor none = at::empty({0}, q.options());
   const auto gradient = [&](bool needed, const Tensor& like, void*& data) {
     if (!needed) return none;
-    Tensor t = at::empty(like.sizes(), q.options());
+    Tensor t = new_tensor(like.sizes(), q.options());
     data = t.data_ptr();
     return t;
   };
   Tensor dq = gradient(needs[0], q, p.dq), dk = gradient(needs[1], k, p.dk), dv = gradient(needs[2], v, p.dv);
   Tensor dbias = none, dsink = none, dgate = none;
   if (needs[3] && bias && bias->scalar_type() != at::kBool) {
-    dbias = at::zeros(bias->sizes(), q.options().dtype(at::kFloat));
+    dbias = new_tensor(bias->sizes(), q.options().dtype(at::kFloat)).zero_();
     p.dbias = dbias.data_ptr<float>();
     for (int i = 0; i < 4; i++) p.dbias_stride[i] = dbias.size(i) == 1 ? 0 : dbias.stride(i);
   }
@@ -219,7 +219,7 @@ Tensor attention_map(const Tensor& q_, const Tensor& k_, const OptionalTensor& l
   if (p.mode == cpu::MapMode::kFull) shape.push_back(p.heads);
   if (p.mode != cpu::MapMode::kKeys) shape.push_back(p.seq_q);
   shape.push_back(p.seq_k);
-  Tensor map = at::empty(shape, q.options().dtype(at::kFloat));
+  Tensor map = new_tensor(shape, q.options().dtype(at::kFloat));
   p.map = map.data_ptr<float>();
   cpu::attention_map(p);
   return map;

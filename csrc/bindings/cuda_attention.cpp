@@ -6,9 +6,14 @@
 
 #include <limits>
 #include <optional>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "bindings/cuda_runtime.h"
+#include "fastfuse/cuda_attention_bwd.h"
+#include "fastfuse/cuda_attention_decode.h"
+#include "fastfuse/cuda_attention_map.h"
 
 namespace fastfuse::cuda {
 namespace {
@@ -155,18 +160,131 @@ std::tuple<Tensor, Tensor> attention_fwd_op(const Tensor& q_, const Tensor& k_, 
   p.gate = per_head(gate, p.heads, "gate");
   Tensor out = at::empty({p.batch, p.heads, p.seq_q, p.dim_v}, q.options());
   Tensor lse_pair = at::empty({2, p.batch, p.heads, p.seq_q}, q.options().dtype(at::kFloat));
-  Tensor schedule = at::empty({attention_fwd_schedule_size(p)}, q.options().dtype(at::kInt));
   p.out = out.data_ptr();
   p.lse = lse_pair.data_ptr<float>();
+  int splits = 1;
+  if (int64_t(p.heads / p.kv_heads) * p.seq_q <= kDecodeRows)
+    check(attention_decode_splits(p, &splits), "attention_fwd");
+  if (splits > 1) {
+    Tensor partial = at::empty({splits, p.batch, p.heads, p.seq_q, p.dim_v + 2}, q.options().dtype(at::kFloat));
+    check(attention_decode(p, splits, partial.data_ptr<float>(), current_stream()), "attention_fwd");
+    return {out, lse_pair};
+  }
+  Tensor schedule = at::empty({attention_fwd_schedule_size(p)}, q.options().dtype(at::kInt));
   p.schedule = schedule.numel() ? schedule.data_ptr<int32_t>() : nullptr;
   check(attention_fwd(p, current_stream()), "attention_fwd");
   return {out, lse_pair};
+}
+
+const float* float_data(const Tensor& t, at::IntArrayRef shape, const char* name) {
+  check_tensor(t, shape, at::kFloat, name);
+  TORCH_CHECK_VALUE(t.is_contiguous(), name, ": expected a contiguous tensor");
+  return t.const_data_ptr<float>();
+}
+
+// dbias, and where the bias is broadcast the scores' gradient that it is summed from.
+std::tuple<Tensor, Tensor> bias_gradient(AttentionBackward& p, const Tensor& bias) {
+  const int64_t full[4] = {p.batch, p.heads, p.seq_q, p.seq_k};
+  if (bias.sizes() == at::IntArrayRef(full)) {
+    Tensor dbias = at::zeros(full, bias.options());
+    p.ds = dbias.data_ptr();
+    p.ds_dtype = p.bias_dtype;
+    return {dbias, dbias};
+  }
+  Tensor ds = at::zeros(full, bias.options().dtype(at::kFloat)), dbias = at::empty(bias.sizes(), bias.options());
+  p.ds = ds.data_ptr();
+  p.ds_dtype = DType::kFloat32;
+  p.dbias = dbias.data_ptr();
+  for (int i = 0; i < 4; i++) p.bias_size[i] = int(bias.size(i));
+  return {dbias, ds};
+}
+
+std::vector<Tensor> attention_bwd_op(const Tensor& dout_, const OptionalTensor& dlse_, const Tensor& q_,
+                                     const Tensor& k_, const Tensor& v_, const OptionalTensor& lo,
+                                     const OptionalTensor& hi, const OptionalTensor& bias, const OptionalTensor& sink,
+                                     const OptionalTensor& gate, const Tensor& out_, const Tensor& lse_pair,
+                                     double scale, double softcap, double dropout_p, const OptionalTensor& seed,
+                                     const std::vector<bool>& needs) {
+  const c10::NoGradGuard no_grad;
+  const DeviceGuard device(q_);
+  TORCH_CHECK_VALUE(needs.size() == 6, "needs: expected 6 flags, got ", needs.size());
+  check_four_dims(q_, "q"), check_four_dims(k_, "k"), check_four_dims(v_, "v");
+  check_four_dims(dout_, "dout"), check_four_dims(out_, "out");
+  const Tensor q = with_aligned_rows(q_), k = with_aligned_rows(k_), v = with_aligned_rows(v_);
+  const Tensor dout = with_aligned_rows(dout_), out = with_aligned_rows(out_);
+  AttentionBackward p{};
+  fill_queries_keys(p, q, k, scale, softcap);
+  fill_values(p, v, q.scalar_type(), dropout_p, seed);
+  fill_masks(p, {lo, hi, bias});
+  p.sink = per_head(sink, p.heads, "sink");
+  p.gate = per_head(gate, p.heads, "gate");
+  check_tensor(dout, {p.batch, p.heads, p.seq_q, p.dim_v}, q.scalar_type(), "dout");
+  check_tensor(out, dout.sizes(), q.scalar_type(), "out");
+  p.dout = rows_of(dout);
+  p.out = rows_of(out);
+  p.lse = float_data(lse_pair, {2, p.batch, p.heads, p.seq_q}, "lse_pair");
+  const Tensor dlse = dlse_ ? dlse_->contiguous() : Tensor();
+  if (dlse_) p.dlse = float_data(dlse, {p.batch, p.heads, p.seq_q}, "dlse");
+
+  const Tensor none = at::empty({0}, q.options());
+  const auto gradient = [&](bool needed, const Tensor& like, void*& data) {
+    if (!needed) return none;
+    Tensor t = at::empty(like.sizes(), like.options());
+    data = t.data_ptr();
+    return t;
+  };
+  const auto head_gradient = [&](bool needed, const OptionalTensor& like, float*& data) {
+    if (!needed || !like) return none;
+    Tensor t = at::empty(like->sizes(), like->options());
+    data = t.data_ptr<float>();
+    return t;
+  };
+  Tensor dq = gradient(needs[0], q, p.dq), dk = gradient(needs[1], k, p.dk), dv = gradient(needs[2], v, p.dv);
+  Tensor dbias = none, ds;
+  if (needs[3] && bias && p.bias_dtype != DType::kBool) std::tie(dbias, ds) = bias_gradient(p, *bias);
+  Tensor dsink = head_gradient(needs[4], sink, p.dsink), dgate = head_gradient(needs[5], gate, p.dgate);
+  Tensor rows = at::empty({attention_bwd_rows_size(p)}, q.options().dtype(at::kFloat));
+  Tensor spans = at::empty({attention_bwd_spans_size(p)}, q.options().dtype(at::kInt));
+  int64_t sums_size = 0;
+  check(attention_bwd_sums_size(p, &sums_size), "attention_bwd");
+  Tensor dq_sums = at::empty({sums_size}, q.options().dtype(at::kFloat));
+  p.rows = rows.data_ptr<float>();
+  p.dq_sums = sums_size ? dq_sums.data_ptr<float>() : nullptr;
+  p.spans = spans.numel() ? spans.data_ptr<int32_t>() : nullptr;
+  check(attention_bwd(p, current_stream()), "attention_bwd");
+  return {dq, dk, dv, dbias, dsink, dgate};
+}
+
+Tensor attention_map_op(const Tensor& q_, const Tensor& k_, const OptionalTensor& lo, const OptionalTensor& hi,
+                        const OptionalTensor& bias, const Tensor& lse_pair, double scale, double softcap,
+                        const std::string& mode) {
+  const c10::NoGradGuard no_grad;
+  const DeviceGuard device(q_);
+  check_four_dims(q_, "q"), check_four_dims(k_, "k");
+  const Tensor q = with_aligned_rows(q_), k = with_aligned_rows(k_);
+  AttentionMap p{};
+  fill_queries_keys(p, q, k, scale, softcap);
+  fill_masks(p, {lo, hi, bias});
+  p.lse = float_data(lse_pair, {2, p.batch, p.heads, p.seq_q}, "lse_pair");
+  TORCH_CHECK_VALUE(mode == "mean" || mode == "full" || mode == "keys", "mode: expected mean, full or keys, got ",
+                    mode);
+  p.mode = mode == "mean" ? MapMode::kMean : mode == "full" ? MapMode::kFull : MapMode::kKeys;
+  std::vector<int64_t> shape{p.batch};
+  if (p.mode == MapMode::kFull) shape.push_back(p.heads);
+  if (p.mode != MapMode::kKeys) shape.push_back(p.seq_q);
+  shape.push_back(p.seq_k);
+  Tensor map = at::empty(shape, q.options().dtype(at::kFloat));
+  p.map = map.data_ptr<float>();
+  check(attention_map(p, current_stream()), "attention_map");
+  return map;
 }
 
 }  // namespace
 
 void register_attention(py::module& m) {
   m.def("attention_fwd", &attention_fwd_op, py::call_guard<py::gil_scoped_release>());
+  m.def("attention_bwd", &attention_bwd_op, py::call_guard<py::gil_scoped_release>());
+  m.def("attention_map", &attention_map_op, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace fastfuse::cuda

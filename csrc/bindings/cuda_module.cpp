@@ -9,12 +9,14 @@
 
 namespace fastfuse::cuda {
 void register_attention(pybind11::module& m);
+void register_pair(pybind11::module& m);
 const char* sources_hash();
 }  // namespace fastfuse::cuda
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("device") = fastfuse::cuda::kDevice == at::kCUDA ? "cuda" : "cpu";
   fastfuse::cuda::register_attention(m);
+  fastfuse::cuda::register_pair(m);
 #ifndef FASTFUSE_EMULATION
   m.attr("sources") = fastfuse::cuda::sources_hash();
 #else

@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_bwd(const Tensor& unit, const Tensor&
   TORCH_CHECK_VALUE(needs.size() == 3, "needs: expected 3 flags, got ", needs.size());
   const auto grad_of = [&](const Tensor& t, bool wanted) {
     if (!wanted) return at::empty({0}, t.options());
-    return pairs.empty() ? at::zeros(t.sizes(), t.options()) : at::empty(t.sizes(), t.options());
+    return pairs.empty() ? at::zeros(t.sizes(), t.options()) : new_tensor(t.sizes(), t.options());
   };
   const Tensor da = grad_of(pairs.a, needs[0]), db = grad_of(pairs.b, needs[1] && b);
   Tensor dscale = at::zeros(needs[2] ? at::IntArrayRef{} : at::IntArrayRef{0}, scale.options());
@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid(const Tensor& a, cons
   const auto floats = pairs.a.options().dtype(at::kFloat);
   const auto grad_of = [&](at::IntArrayRef shape, bool wanted) {
     if (!wanted) return at::empty({0}, floats);
-    return pairs.empty() ? at::zeros(shape, floats) : at::empty(shape, floats);
+    return pairs.empty() ? at::zeros(shape, floats) : new_tensor(shape, floats);
   };
   const Tensor loss = at::zeros({}, floats), da = grad_of(pairs.a.sizes(), needs[0]);
   const Tensor db = grad_of(pairs.b.sizes(), needs[1]), dscale = grad_of({}, needs[2]), dbias = grad_of({}, needs[3]);

@@ -12,6 +12,9 @@ extern const AttentionKernels attention_kernels;
 namespace avx512 {
 extern const AttentionKernels attention_kernels;
 }
+namespace avx512bf16 {
+extern const AttentionKernels attention_kernels;
+}
 namespace amx {
 extern const AttentionKernels attention_kernels;
 }
@@ -23,6 +26,10 @@ const AttentionKernels& kernels() {
 #if FASTFUSE_HAVE_AMX
     case Isa::kAmx:
       return amx::attention_kernels;
+#endif
+#if FASTFUSE_HAVE_AVX512BF16
+    case Isa::kAvx512Bf16:
+      return avx512bf16::attention_kernels;
 #endif
 #if FASTFUSE_HAVE_AVX512
     case Isa::kAvx512:

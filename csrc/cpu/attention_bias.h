@@ -30,6 +30,17 @@ FF_INLINE void add_to(float* score, float* rest, vf value) {
   }
 }
 
+// scores[kLanes keys][lanes] += a block of bias, from key `at` of each lane's row. Constant indices keep it in registers.
+template <class T>
+FF_INLINE void add_block(const T* const* rows, int64_t at, float* scores, int64_t lanes) {
+  vf block[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) block[i] = load_as_float(rows[i] + at);
+  transpose(block);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) store(scores + i * lanes, load(scores + i * lanes) + block[i]);
+}
+
 // scores[n][lanes] += bias, keys [begin, begin + n)
 template <class T>
 void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int64_t n, float* scores, float* rest) {
@@ -53,10 +64,14 @@ void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int6
   for (int lane = 0; lane < t.lanes; lane += kLanes) {
     for (int64_t j = 0; j < n; j += kLanes) {
       const int count = int(min_of<int64_t>(n - j, kLanes));
+      if (count == kLanes && s[3] == 1 && !rest) {
+        add_block(rows + lane, j, scores + j * t.lanes + lane, t.lanes);
+        continue;
+      }
       for (int i = 0; i < kLanes; i++) {
         const T* row = rows[lane + i] + j * s[3];
         if (s[3] == 1) {
-          block[i] = count == kLanes ? load_as_float(row) : load_as_float(row, count);
+          block[i] = load_as_float(row, count);
         } else {
           for (int c = 0; c < count; c++) block[i][c] = load_as_float(row + c * s[3], 1)[0];
         }
@@ -99,13 +114,15 @@ inline void add_bias_gradient(const QueryTile& t, const int64_t* stride, int64_t
     }
     return;
   }
-  vf block[kLanes];
   for (int lane = 0; lane < t.rows; lane += kLanes) {
     for (int64_t j = 0; j < n; j += kLanes) {
       const int count = int(min_of<int64_t>(n - j, kLanes));
+      vf block[kLanes];
       load_block(ds + j * t.lanes + lane, t.lanes, n - j, kLanes, block);
       transpose(block);
-      for (int i = 0; i < kLanes && lane + i < t.rows; i++) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; i++) {
+        if (lane + i >= t.rows) break;
         float* at = rows[lane + i] + j;
         if (count == kLanes) {
           store(at, load(at) + block[i]);

@@ -16,9 +16,9 @@
 #pragma once
 
 #include "cpu/arena.h"
-#include "cpu/attention_dropout.h"
-#include "cpu/attention_scores.h"
+#include "cpu/attention_bwd_tile.h"
 #include "cpu/attention_softmax.h"
+#include "cpu/buffer.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
@@ -58,6 +58,7 @@ BackwardPlan plan_backward(const AttentionBackward& p) {
 struct KeyGradient {
   float* data;  // [block][ld]
   int64_t ld;
+  KeyGradient skip_rows(int64_t n) const { return {data + n * ld, ld}; }
 };
 
 template <class Engine>
@@ -65,18 +66,14 @@ struct BackwardTask {
   using T = typename Engine::Element;
   using Packed = typename Engine::Packed;
   using KeyOperand = Operand<Packed>;
-  using PWeights = typename Engine::template Weights<false, true>;
-  using DsWeights = typename Engine::template Weights<true, true>;
 
   const AttentionBackward& p;
   const BackwardPlan& plan;
-  const ScoreUnits units;
   const int64_t stack_rows;
   int64_t part;
 
   QueryTile* t;
-  float *scores, *rest, *dp, *dp_rest, *slope, *ds_bias;  // [kTileK][kTileQ]
-  int32_t* keep;
+  GradientTile<Engine> tile;
   Packed *p_scratch, *ds_scratch;
   Packed *q_lanes, *q_natural, *dout_lanes, *dout_natural;
   T *q_rows, *dout_rows;
@@ -85,23 +82,13 @@ struct BackwardTask {
   bool *dq_started, *touched;
   Packed *k_scratch, *v_scratch, *kt_scratch;
   KeyOperand *k_rows, *v_rows, *k_sums;  // of each tile of keys of the block
-  alignas(64) float lse_high[kTileQ], lse_low[kTileQ], lane_dlse[kTileQ], lane_sink[kTileQ], gate[kTileQ],
-      dgate[kTileQ];
-  alignas(64) float center[kTileQ], offset[kTileQ];  // ds = p ((dp - center) tanh(gate) - offset)
 
   BackwardTask(const AttentionBackward& problem, const BackwardPlan& the_plan)
-      : p(problem), plan(the_plan), units(problem), stack_rows(Stack(problem).rows) {
+      : p(problem), plan(the_plan), stack_rows(Stack(problem).rows), tile(problem) {
     with_arena([&](Arena& arena) {
-      constexpr int64_t tile = Engine::kTileK * kTileQ;
       const int64_t key_tiles = plan.block / Engine::kTileK;
       t = arena.take<QueryTile>(1);
-      scores = arena.take<float>(tile);
-      rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
-      dp = arena.take<float>(tile);
-      dp_rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
-      slope = p.softcap != 0 ? arena.take<float>(tile) : nullptr;
-      ds_bias = p.dbias ? arena.take<float>(tile) : nullptr;
-      keep = p.dropout_p > 0 ? arena.take<int32_t>(tile) : nullptr;
+      tile.take(arena);
       p_scratch = arena.take<Packed>(Engine::weights_scratch());
       ds_scratch = arena.take<Packed>(Engine::weights_scratch());
       q_lanes = arena.take<Packed>(Engine::lanes_size(p.dim));
@@ -189,7 +176,7 @@ struct BackwardTask {
       }
       if (p.dgate) {
         for (int lane = 0; lane < t->rows; lane++) {
-          plan.partial_gate[(part * p.batch + batch) * p.heads + t->head[lane]] += dgate[lane];
+          plan.partial_gate[(part * p.batch + batch) * p.heads + t->head[lane]] += tile.dgate[lane];
         }
       }
     }
@@ -240,25 +227,25 @@ struct BackwardTask {
     Engine::pack_lanes(dout.data, dout.stride, t->rows, p.dim_v, dout_lanes, t->lanes);
     if (p.dk) Engine::pack_natural(q.data, q.stride, t->rows, p.dim, q_natural);
     if (p.dv) Engine::pack_natural(dout.data, dout.stride, t->rows, p.dim_v, dout_natural);
-    for (int lane = 0; lane < t->lanes; lane += kLanes) load_lse(p, p.lse, *t, lane, lse_high + lane, lse_low + lane);
-    const int64_t first = t->row % stack_rows;
-    for (int lane = 0; lane < t->lanes; lane++) {
-      const bool real = lane < t->rows && lse_high[lane] != kInf;
-      offset[lane] = real ? delta[first + lane] : 0;
-      lane_dlse[lane] = real && p.dlse ? p.dlse[t->row + lane] : 0;
-      center[lane] = lane_sink[lane] = dgate[lane] = 0;
-    }
-    if (p.sink) {
-      head_values(p.sink, *t, lane_sink);
-      for (int lane = 0; lane < t->lanes; lane += kLanes) {
-        const vf logit = load(lane_sink + lane) - load(lse_high + lane) - load(lse_low + lane);
-        store(lane_sink + lane, exp2(logit * splat(kLog2e)));
-      }
-    }
-    if (p.gate) {
-      head_values(p.gate, *t, gate);
-      for (int lane = 0; lane < t->lanes; lane += kLanes) store(gate + lane, tanh(load(gate + lane)));
-    }
+    tile.load_lanes(*t, delta + t->row % stack_rows);
+  }
+
+  // The tile of keys after the one at `key`, or the first one of the next head.
+  Ahead next_keys(int64_t key) const {
+    const int64_t pair = t->batch * p.kv_heads + t->head[0] / (p.heads / p.kv_heads), soon = key + Engine::kTileK;
+    const bool more = soon < p.seq_k;
+    const int64_t next = more ? pair : min_of(pair + 1, p.batch * p.kv_heads - 1), row = more ? soon : 0;
+    return {{stream_of(row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, row), p.k.stride[2]),
+             stream_of(row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, row), p.v.stride[2])}};
+  }
+
+  // Rows of dK and dV of the keys from `key` on; where one is not wanted, memory that is in cache.
+  Ahead results(int64_t key) const {
+    const int64_t row = (t->batch * p.kv_heads + t->head[0] / (p.heads / p.kv_heads)) * p.seq_k + key;
+    const auto rows = [&](void* result, int64_t dim) {
+      return result ? stream_of(static_cast<T*>(result) + row * dim, dim) : stream_of(tile.scores, 0);
+    };
+    return {{rows(p.dk, p.dim), rows(p.dv, p.dim_v)}};
   }
 
   void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, KeyGradient dk_block, KeyGradient dv_block) {
@@ -266,27 +253,18 @@ struct BackwardTask {
     const KeyRange keys = visible_keys(*t, key, last);
     const int64_t n = keys.size(), skipped = keys.begin - key;
     if (n <= 0) return;
-    const PWeights p_weights = Engine::template weights<false, true>(scores, lanes, p_scratch);
-    const DsWeights ds_weights = Engine::template weights<true, true>(dp, lanes, ds_scratch);
+    const auto p_weights = Engine::template weights<false, true>(tile.scores, lanes, p_scratch);
+    const auto ds_weights = Engine::template weights<true, true>(tile.dp, lanes, ds_scratch);
 
-    const int64_t soon = key + Engine::kTileK, left = min_of(begin + plan.block, p.seq_k) - soon;
-    const int64_t kv_head = t->head[0] / (p.heads / p.kv_heads);
-    const Ahead ahead = {stream_of(row_of<T>(p.k, t->batch, kv_head, soon), p.k.stride[2], p.dim, left),
-                         stream_of(row_of<T>(p.v, t->batch, kv_head, soon), p.v.stride[2], p.dim_v, left)};
-    Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, scores, rest,
-                           Engine::kPacksKeys || i > 0 ? nullptr : &ahead);
-    finish_scores(p, units, *t, keys, scores, rest, slope);
-    Engine::scores_product(n, lanes, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, dp, dp_rest);
-    if (keep) dropout_tile(p, *t, keys.begin, n, keep);
-    const bool whole = keys.begin <= t->key_begin && keys.end == t->key_end;  // all that these queries see
-    for (int lane = 0; lane < lanes; lane += kLanes) {
-      if (whole) find_probabilities(n, lane);
-      if (whole) gradient_column<true>(n, lane, p_weights, ds_weights);
-      if (!whole) gradient_column<false>(n, lane, p_weights, ds_weights);
-    }
-    p_weights.finish(n);
-    ds_weights.finish(n);
-    if (p.dbias) add_bias_gradient(*t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
+    const KeyGradient dk_tile = dk_block.skip_rows(keys.begin - begin),
+                      dv_tile = dv_block.skip_rows(keys.begin - begin);
+    const Ahead reads = next_keys(key), writes = results(keys.begin);
+    Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores, tile.rest,
+                           i > 0 ? nullptr : &reads);
+    finish_scores(p, tile.units, *t, keys, tile.scores, tile.rest, tile.slope);
+    Engine::scores_product(n, lanes, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,
+                           tile.dp_rest, i > 0 ? nullptr : &writes);
+    tile.find_gradients(*t, keys, p_weights, ds_weights);
 
     bool accumulate = touched[index];
     if (!accumulate && n < last - key) {
@@ -296,91 +274,19 @@ struct BackwardTask {
       accumulate = true;
     }
     touched[index] = true;
-    const int64_t at = keys.begin - begin;
     if (p.dv) {
-      Engine::lanes_product(n, p.dim_v, t->rows, p_weights.by_lanes(), lanes, dout_natural,
-                            dv_block.data + at * dv_block.ld, dv_block.ld, accumulate);
+      Engine::lanes_product(n, p.dim_v, t->rows, p_weights.by_lanes(), lanes, dout_natural, dv_tile.data, dv_tile.ld,
+                            accumulate);
     }
     if (p.dk) {
-      Engine::lanes_product(n, p.dim, t->rows, ds_weights.by_lanes(), lanes, q_natural,
-                            dk_block.data + at * dk_block.ld, dk_block.ld, accumulate);
+      Engine::lanes_product(n, p.dim, t->rows, ds_weights.by_lanes(), lanes, q_natural, dk_tile.data, dk_tile.ld,
+                            accumulate);
     }
     if (p.dq) {
       Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),
                           dq + i * plan.dq_tile, dq_started[i]);
       dq_started[i] = true;
     }
-  }
-
-  // dP of one vector of lanes as it reaches the scores' probabilities: dropped and scaled like them, before the gate.
-  FF_INLINE vf received(int64_t at, vf kept_share) const {
-    const vf g = load(dp + at);
-    return keep ? (vf)((vi)(g * kept_share) & load(keep + at)) : g;
-  }
-
-  FF_INLINE vf find_probability(int64_t at, vf high, vf low) const {
-    return probability<Engine::kShortExp>(scores + at, rest ? rest + at : nullptr, units, high, low);
-  }
-
-  // One vector of lanes: scores become probabilities, and delta is summed from them in two steps,
-  //     center = sum_j p_j dp_j,   delta = center (1 - p_sink) + sum_j p_j (dp_j - center),
-  // the second tiny where one key has nearly all probability, and its error too; left out where p is short of float32.
-  void find_probabilities(int64_t n, int lane) {
-    const vf high = load(lse_high + lane), low = load(lse_low + lane), kept_share = splat(1 / (1 - p.dropout_p));
-    vf sum{}, correction{};
-    for (int64_t j = 0; j < n; j++) {
-      const int64_t at = j * t->lanes + lane;
-      const vf prob = find_probability(at, high, low);
-      store(scores + at, prob);
-      sum = fma(prob, received(at, kept_share), sum);
-    }
-    if constexpr (!Engine::kShortExp) {
-      for (int64_t j = 0; j < n; j++) {
-        const int64_t at = j * t->lanes + lane;
-        correction = fma(load(scores + at), received(at, kept_share) - sum, correction);
-      }
-      correction -= load(lane_sink + lane) * sum;
-    }
-    const vf open = p.gate ? load(gate + lane) : splat(1.0f);
-    store(center + lane, sum);
-    store(offset + lane, correction * open - load(lane_dlse + lane));
-  }
-
-  // One vector of lanes: from products to the weights P and dS.
-  template <bool kHaveProbabilities>
-  void gradient_column(int64_t n, int lane, const PWeights& p_weights, const DsWeights& ds_weights) {
-    const vf high = load(lse_high + lane), low = load(lse_low + lane), middle = load(center + lane),
-             from = load(offset + lane);
-    const vf open = p.gate ? load(gate + lane) : splat(1.0f), kept_share = splat(1 / (1 - p.dropout_p));
-    vf gate_sum = load(dgate + lane);
-    const int64_t lanes = t->lanes;
-    const auto gradient = [&](int64_t row, vf& weight) FF_LAMBDA {
-      const int64_t at = row * lanes + lane;
-      const vf prob = kHaveProbabilities ? load(scores + at) : find_probability(at, high, low);
-      const vf g = received(at, kept_share);
-      weight = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;
-      if (p.gate) {
-        gate_sum = fma(prob, g, gate_sum);
-        weight *= open;
-      }
-      const vf ds = prob * fma(g - middle, open, -from);
-      if (p.dbias) store(ds_bias + at, ds);
-      return slope ? ds * load(slope + at) : ds;
-    };
-    int64_t j = 0;
-    vf weight[2], ds[2];
-    for (; j + 1 < n; j += 2) {
-      ds[0] = gradient(j, weight[0]);
-      ds[1] = gradient(j + 1, weight[1]);
-      p_weights.put(j, lane, weight[0], weight[1]);
-      ds_weights.put(j, lane, ds[0], ds[1]);
-    }
-    if (j < n) {
-      ds[0] = gradient(j, weight[0]);
-      p_weights.put(j, lane, weight[0]);
-      ds_weights.put(j, lane, ds[0]);
-    }
-    store(dgate + lane, gate_sum);
   }
 
   static void write_dq(const AttentionBackward& p, int64_t stack_rows, int64_t pair, int64_t tile, float* sum) {
@@ -410,11 +316,11 @@ void attention_bwd(const AttentionBackward& p) {
   BackwardPlan& plan = context.plan;
   const int64_t pairs = p.batch * p.kv_heads, heads = p.batch * p.heads;
   const int64_t dq_size = plan.parts > 1 ? plan.parts * pairs * plan.tiles * plan.dq_tile : 0;
-  float* memory = nullptr;
+  Buffer<float> memory;
   if (dq_size || p.dsink || p.dgate) {
-    memory = static_cast<float*>(__builtin_malloc((dq_size + (plan.parts + 1) * heads) * sizeof(float)));
-    plan.partial_dq = memory;
-    plan.partial_sink = memory + dq_size;
+    memory = Buffer<float>(dq_size + (plan.parts + 1) * heads);
+    plan.partial_dq = memory.get();
+    plan.partial_sink = plan.partial_dq + dq_size;
     plan.partial_gate = plan.partial_sink + heads;
   }
   parallel_for(
@@ -447,7 +353,6 @@ void attention_bwd(const AttentionBackward& p) {
       p.dgate[h] = (1 - open * open) * dgate;
     }
   }
-  __builtin_free(memory);
 }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -15,6 +15,7 @@
 #include "cpu/attention_decode.h"
 #include "cpu/attention_dropout.h"
 #include "cpu/attention_softmax.h"
+#include "cpu/buffer.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
@@ -65,7 +66,7 @@ inline void finish_rows(const AttentionProblem& p, const ScoreUnits& units, cons
     const vf l = load(state.sum + lane), m = load(state.max + lane), s = m * unit;
     const vi empty = (vi)(l == vf{});
     vf rest;
-    const vf lse = two_sum(s, log2(l) * splat(kLn2), rest);
+    const vf lse = add_log(s, l, rest);
     store(high + lane, select(empty, none, lse));
     store(low + lane, select(empty, vf{}, rest + fma_exact(m, unit, -s)));
     store(factors + lane, select(empty, vf{}, splat(1 / (1 - p.dropout_p)) / l));
@@ -78,7 +79,7 @@ inline void finish_rows(const AttentionProblem& p, const ScoreUnits& units, cons
       const vf share = exp2((a - base + load(low + lane)) * splat(kLog2e)),
                sum = share + exp2((b - base) * splat(kLog2e));
       vf rest;
-      const vf lse = two_sum(base, log2(sum) * splat(kLn2), rest);
+      const vf lse = add_log(base, sum, rest);
       const vi empty = (vi)(sum == vf{});
       store(high + lane, select(empty, none, lse));
       store(low + lane, select(empty, vf{}, rest));
@@ -162,9 +163,13 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
                                                    p.seq_k - key, p.dim, key_scratch);
     const Operand<Packed> v =
         Engine::sum_operand(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], last - key, p.dim_v, value_scratch);
-    const Ahead ahead = {stream_of(row_of<T>(p.k, batch, kv_head, last), p.k.stride[2], p.dim, end - last),
-                         stream_of(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], p.dim_v, end - key)};
-    const Ahead* first = Engine::kPacksKeys ? nullptr : &ahead;
+    const bool more = last < end;  // of this head's keys
+    const int64_t next = more ? head : min_of(head + 1, p.batch * p.kv_heads - 1), soon = more ? last : 0;
+    const T *next_k = row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, soon),
+            *next_v = row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, soon);
+    const T* coming_v = Engine::kPacksKeys ? next_v : row_of<T>(p.v, batch, kv_head, key);
+    const Ahead ahead = {{stream_of(next_k, p.k.stride[2]), stream_of(coming_v, p.v.stride[2])}};
+    const Ahead* first = &ahead;
     for (int64_t i = 0; i < tiles; i++) {
       const QueryTile& t = work[i].tile;
       const KeyRange keys = visible_keys(t, key, last);
@@ -224,10 +229,10 @@ void decode_task(const AttentionForward& p, const ForwardPlan& plan, int64_t ind
   const bool whole = plan.splits == 1;
   finish_rows(p, units, *t, *state, whole, whole ? p.lse : plan.partial_lse + split * 2 * all, factors);
   if (whole) {
-    FloatEngine<T>::write_sum(out, t->rows, t->lanes, p.dim_v, factors, static_cast<T*>(p.out) + t->row * p.dim_v);
+    RowSum::write_sum(out, t->rows, t->lanes, p.dim_v, factors, static_cast<T*>(p.out) + t->row * p.dim_v);
   } else {
     float* partial = plan.partial_out + (split * all + t->row) * p.dim_v;
-    FloatEngine<T>::write_sum(out, t->rows, t->lanes, p.dim_v, factors, partial);
+    RowSum::write_sum(out, t->rows, t->lanes, p.dim_v, factors, partial);
   }
 }
 
@@ -243,7 +248,7 @@ void merge_row(const AttentionForward& p, const ForwardPlan& plan, int64_t row) 
   float sum = p.sink ? share(p.sink[head], 0) : 0;
   for (int64_t s = 0; s < plan.splits; s++) sum += share(high[2 * s * rows], low[2 * s * rows]);
   vf rest;
-  const vf lse = two_sum(splat(base), log2(splat(sum)) * splat(kLn2), rest);
+  const vf lse = add_log(splat(base), splat(sum), rest);
   p.lse[row] = sum == 0 ? -kInf : lse[0];
   p.lse[row + rows] = sum == 0 ? 0 : rest[0];
   const float factor = sum == 0 ? 0 : (p.gate ? tanh(p.gate[head]) : 1) / sum;
@@ -267,8 +272,10 @@ void attention_fwd(const AttentionForward& p) {
   } context{p, plan_forward<Engine>(p)};
   ForwardPlan& plan = context.plan;
   const int64_t rows = p.batch * p.heads * p.seq_q;
+  Buffer<float> memory;
   if (plan.splits > 1) {
-    plan.partial_out = static_cast<float*>(__builtin_malloc(plan.splits * rows * (p.dim_v + 2) * sizeof(float)));
+    memory = Buffer<float>(plan.splits * rows * (p.dim_v + 2));
+    plan.partial_out = memory.get();
     plan.partial_lse = plan.partial_out + plan.splits * rows * p.dim_v;
   }
   parallel_for(
@@ -284,7 +291,6 @@ void attention_fwd(const AttentionForward& p) {
       &context);
   if (plan.splits > 1) {
     for (int64_t row = 0; row < rows; row++) merge_row<typename Engine::Element>(p, plan, row);
-    __builtin_free(plan.partial_out);
   }
 }
 

@@ -2,6 +2,9 @@
 #pragma once
 
 #include "cpu/attention_bwd.h"
+#include "cpu/attention_engine_amx.h"
+#include "cpu/attention_engine_float.h"
+#include "cpu/attention_engine_pairs.h"
 #include "cpu/attention_fwd.h"
 #include "cpu/attention_map.h"
 
@@ -9,6 +12,8 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 
 #if defined(__AMX_BF16__)
 using BFloat16Engine = AmxEngine;
+#elif defined(__AVX512BF16__)
+using BFloat16Engine = PairEngine;
 #else
 using BFloat16Engine = FloatEngine<bf16>;
 #endif

@@ -78,13 +78,19 @@ FF_INLINE vf exp2_as(vf x) {
   return kShort ? exp2_short(x) : exp2(x);
 }
 
-// exp(unit (x + rest) - lse) where lse = high + low; high = +inf gives 0. rest may be null.
+// exp(unit (x + rest) - lse) where lse = high + low; high = +inf gives 0. With a rest, what the sums and the change of
+// base leave out is made up for, so that little more than the rounding of exp2 remains. rest may be null.
 template <bool kShort>
 FF_INLINE vf probability(const float* x, const float* rest, const ScoreUnits& units, vf high, vf low) {
-  const vf unit = splat(units.unit);
-  vf s = fma_exact(load(x), unit, -high) - low;
-  if (rest) s = fma(load(rest), unit, s);
-  return exp2_as<kShort>(s * splat(kLog2e));
+  constexpr float kLog2eLow = 1.92596303e-8f;  // log2(e) - kLog2e
+  const vf unit = splat(units.unit), log2e = splat(kLog2e);
+  const vf near = fma_exact(load(x), unit, -high);
+  if (!rest) return exp2_as<kShort>((near - low) * log2e);
+  const vf finite = max(near, splat(-1e30f)), far = fma(load(rest), unit, -low);
+  const vf s = finite + far, left = far - (s - finite), y = s * log2e;
+  const vf slip = fma_exact(s, log2e, -y) + fma(s, splat(kLog2eLow), left * log2e);
+  const vf p = exp2_as<kShort>(y);
+  return fma(p, slip * splat(kLn2), p);
 }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -54,13 +54,13 @@ bool softmax_columns(const float* x, const float* rest, int64_t n, int64_t lanes
   for (int w = 0; w < W; w++) {
     float *m = state.max + lane + w * kLanes, *l = state.sum + lane + w * kLanes;
     const vf old = load(m), now = rescaled ? max(old, top[w]) : old;
-    sum[w] = load(l);
+    sum[w] = vf{};  // of this tile alone: short sums of short sums round less than a long one
     offset[w] = select((vi)(now == splat(-kInf)), vf{}, now);
     if (rescaled) {
       const vf factor = exp2((old - offset[w]) * c);
       store(state.rescale + lane + w * kLanes, factor);
       store(m, now);
-      sum[w] *= factor;
+      store(l, load(l) * factor);
     }
   }
   const auto weight = [&](int64_t row, int w) FF_LAMBDA {
@@ -82,7 +82,10 @@ bool softmax_columns(const float* x, const float* rest, int64_t n, int64_t lanes
 #pragma GCC unroll 4
   for (int w = 0; w < W && j < n; w++) weights.put(j, lane + w * kLanes, weight(j, w));
 #pragma GCC unroll 4
-  for (int w = 0; w < W; w++) store(state.sum + lane + w * kLanes, sum[w]);
+  for (int w = 0; w < W; w++) {
+    float* l = state.sum + lane + w * kLanes;
+    store(l, load(l) + sum[w]);
+  }
   return rescaled;
 }
 

@@ -1,6 +1,9 @@
 // Small float products whose operands are already in cache: the register-blocked core of every kernel.
 //
 //     gemm<kTransA>(m, n, k, A, lda, B, ldb, C, ldc, accumulate):   C[m][n] (+)= A[m][k] B[k][n]
+//     gemm<kTransA, PairTerm>(...)                                  the same of bfloat16 pairs, where AVX-512-BF16 is:
+//                                                                   an element of A and B is a pair along k, k counts
+//                                                                   pairs, products add up in float
 //
 // Vector lanes run along n. B and C rows are padded by their owner to whole vectors (n is rounded up to kLanes; what
 // lies in the padding of B only reaches the padding of C). A is read element by element and broadcast, so it needs no
@@ -21,9 +24,27 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 constexpr int kPanelVectors = kVectorRegisters == 32 ? 4 : 2;
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 
-template <int R, int W, bool kTransA>
+// One term of a sum.
+struct FloatTerm {
+  FF_INLINE static vf add(vf a, vf b, vf sum) { return fma(a, b, sum); }
+};
+#if defined(__AVX512BF16__)
+struct PairTerm {
+  FF_INLINE static vf add(vf a, vf b, vf sum) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
+};
+FF_INLINE const float* as_pairs(const bf16* p) { return reinterpret_cast<const float*>(p); }
+#endif
+
+// What a product does beside its arithmetic in step p of a block of rows: nothing, or Ahead of attention_engine.h.
+struct Alone {
+  FF_INLINE void step(int64_t) const {}
+  FF_INLINE Alone skip(int64_t, int64_t) const { return {}; }
+  FF_INLINE Alone skip_rows(int64_t) const { return {}; }
+};
+
+template <class Term, class Beside, int R, int W, bool kTransA>
 void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,
-                float* __restrict c, int64_t ldc, bool accumulate) {
+                float* __restrict c, int64_t ldc, bool accumulate, Beside beside) {
   vf acc[R][W];
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
@@ -32,13 +53,14 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
   }
   for (int64_t p = 0; p < k; p++) {
     vf row[W];
+    beside.step(p);
 #pragma GCC unroll 4
     for (int j = 0; j < W; j++) row[j] = load(b + p * ldb + j * kLanes);
 #pragma GCC unroll 24
     for (int i = 0; i < R; i++) {
       const vf x = splat(kTransA ? a[p * lda + i] : a[i * lda + p]);
 #pragma GCC unroll 4
-      for (int j = 0; j < W; j++) acc[i][j] = fma(x, row[j], acc[i][j]);
+      for (int j = 0; j < W; j++) acc[i][j] = Term::add(x, row[j], acc[i][j]);
     }
   }
 #pragma GCC unroll 24
@@ -51,34 +73,36 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
   }
 }
 
-using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+template <class Beside>
+using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool, Beside);
 
-template <int R, int W, bool kTransA>
-FF_INLINE GemmBlock gemm_block_of(int rows) {
+template <class Term, class Beside, int R, int W, bool kTransA>
+FF_INLINE GemmBlock<Beside> gemm_block_of(int rows) {
   if constexpr (R == 1) {
-    return gemm_block<1, W, kTransA>;
+    return gemm_block<Term, Beside, 1, W, kTransA>;
   } else {
-    return rows == R ? gemm_block<R, W, kTransA> : gemm_block_of<R - 1, W, kTransA>(rows);
+    return rows == R ? gemm_block<Term, Beside, R, W, kTransA> : gemm_block_of<Term, Beside, R - 1, W, kTransA>(rows);
   }
 }
 
 // All m rows of one panel of W vectors.
-template <int W, bool kTransA>
+template <class Term, int W, bool kTransA, class Beside>
 void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
-                bool accumulate) {
+                bool accumulate, Beside beside) {
   constexpr int R = kAccumulators / W > 16 ? 16 : kAccumulators / W;
   const int64_t blocks = ceil_div(m, R), each = m / blocks, longer = m % blocks;  // even blocks: no thin last one
   int64_t i = 0;
   for (int64_t block = 0; block < blocks; block++) {
     const int rows = int(each + (block < longer));
-    gemm_block_of<R, W, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb, c + i * ldc, ldc, accumulate);
+    gemm_block_of<Term, Beside, R, W, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb, c + i * ldc, ldc,
+                                                     accumulate, beside.skip_rows(i));
     i += rows;
   }
 }
 
-template <bool kTransA>
+template <bool kTransA, class Term = FloatTerm, class Beside = Alone>
 void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-          int64_t ldc, bool accumulate) {
+          int64_t ldc, bool accumulate, Beside beside = {}) {
   const int64_t vectors = ceil_div(n, kLanes), panels = ceil_div(vectors, kPanelVectors);
   int64_t j = 0;
   for (int64_t panel = 0; panel < panels; panel++) {
@@ -87,16 +111,18 @@ void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
     float* cj = c + j * kLanes;
     switch (w) {
       case 1:
-        gemm_panel<1, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
+        gemm_panel<Term, 1, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
         break;
       case 2:
-        gemm_panel<2, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
+        gemm_panel<Term, 2, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
         break;
       case 3:
-        if constexpr (kPanelVectors > 2) gemm_panel<3, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
+        if constexpr (kPanelVectors > 2)
+          gemm_panel<Term, 3, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
         break;
       case 4:
-        if constexpr (kPanelVectors > 2) gemm_panel<4, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate);
+        if constexpr (kPanelVectors > 2)
+          gemm_panel<Term, 4, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
         break;
     }
     j += w;

@@ -50,6 +50,7 @@ FF_INLINE void load_block(const T* src, int64_t stride, int64_t rows, int64_t co
     for (int i = 0; i < kLanes; i++) block[i] = load_as_float(src + i * stride);
   } else {
     const int n = int(min_of<int64_t>(cols, kLanes));
+#pragma GCC unroll 16
     for (int i = 0; i < kLanes; i++) block[i] = i < rows ? load_as_float(src + i * stride, n) : vf{};
   }
 }
@@ -72,11 +73,9 @@ void pack_transposed(const T* src, int64_t stride, int64_t rows, int64_t cols, f
       load_block(src + r * stride + c, stride, rows - r, cols - c, block);
       transpose(block);
       float* to = dst + c * ld + r;
-      if (c + kLanes <= cols) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; i++) store(to + i * ld, block[i] * f);
-      } else {
-        for (int i = 0; i < cols - c; i++) store(to + i * ld, block[i] * f);
+      for (int i = 0; i < kLanes; i++) {
+        if (c + i < cols) store(to + i * ld, block[i] * f);
       }
     }
   }
@@ -91,7 +90,9 @@ void transpose(const float* src, int64_t src_ld, int64_t rows, int64_t cols, T* 
       load_block(src + r * src_ld + c, src_ld, rows - r, cols - c, block);
       transpose(block);
       T* to = dst + c * dst_ld + r;
-      for (int i = 0; i < kLanes && c + i < cols; i++) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; i++) {
+        if (c + i >= cols) break;
         if (n == kLanes) {
           store_as(to + i * dst_ld, block[i]);
         } else {

@@ -10,6 +10,10 @@ const PairKernels& kernels() {
     case Isa::kAmx:
       return amx::pair_kernels;
 #endif
+#if FASTFUSE_HAVE_AVX512BF16
+    case Isa::kAvx512Bf16:
+      return avx512bf16::pair_kernels;
+#endif
 #if FASTFUSE_HAVE_AVX512
     case Isa::kAvx512:
       return avx512::pair_kernels;

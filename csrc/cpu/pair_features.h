@@ -7,8 +7,10 @@
 #pragma once
 
 #include "cpu/amx_pack.h"
+#include "cpu/buffer.h"
 #include "cpu/gemm.h"
 #include "cpu/pack.h"
+#include "cpu/pack_pairs.h"
 #include "cpu/pair_math.h"
 #include "fastfuse/pair.h"
 
@@ -26,30 +28,6 @@ FF_INLINE void for_each(const ThreadPool& pool, int64_t count, const Body& body)
       pool, count, [](void* context, int64_t index, int) { (*static_cast<const Body*>(context))(index); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
-
-// Uninitialised 64-byte aligned memory of a whole call.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t count, bool zeroed = false) {
-    const size_t bytes = size_t(count) * sizeof(T) + 64;
-    data_ = static_cast<T*>(zeroed ? __builtin_calloc(bytes, 1) : __builtin_malloc(bytes));
-    if (!data_) __builtin_trap();
-  }
-  Buffer(Buffer&& other) : data_(other.data_) { other.data_ = nullptr; }
-  Buffer& operator=(Buffer&& other) {
-    T* data = data_;
-    data_ = other.data_;
-    other.data_ = data;
-    return *this;
-  }
-  ~Buffer() { __builtin_free(data_); }
-  T* get() const { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(data_) + 63) & ~uintptr_t(63)); }
-
- private:
-  T* data_ = nullptr;
-};
 
 // Rows an odd number of cache lines apart, so that a column of them does not fall into few cache sets.
 FF_INLINE int64_t odd_lines(int64_t count, int64_t per_line) { return (ceil_div(count, per_line) | 1) * per_line; }
@@ -140,9 +118,11 @@ void pack_strip_rows(const Features& x, bool normalize, int64_t count, const Ind
   if constexpr (sizeof(T) == 4) {
     if (to.columns) pack_transposed(to.rows, to.ld, kStrip, x.dim, to.columns, kStrip, 1.0f);
   } else {
+#if defined(__AVX512BF16__)
+    if (to.columns) pack_pairs_transposed(to.rows, to.ld, kStrip, x.dim, to.columns, kStrip);
+    if (to.paired) pack_pairs(to.rows, to.ld, kStrip, x.dim, to.paired, to.ld);
+#endif
 #if defined(__AMX_BF16__)
-    if (to.columns) amx::pack_b_transposed(to.rows, to.ld, kStrip, x.dim, to.columns, kStrip);
-    if (to.paired) amx::pack_b(to.rows, to.ld, kStrip, x.dim, to.paired, to.ld);
     if (to.transposed) amx::pack_a_transposed(to.rows, to.ld, kStrip, x.dim, to.transposed, kPanel);
 #endif
   }
@@ -160,7 +140,7 @@ void pack_strip(const Features& x, bool normalize, int64_t count, const Index& i
   }
 }
 
-// T: what the products multiply, float or (AMX) bf16.
+// T: what the products multiply, float or (AMX, AVX-512-BF16) bf16.
 template <class T>
 FF_INLINE int64_t row_stride(int64_t dim) {
   return odd_lines(dim, 64 / sizeof(T));
@@ -177,21 +157,28 @@ struct Side {
   Buffer<T> rows;         // [n padded to kStrip][ld]
   Buffer<T> columns;      // [strips]: float [dim][kStrip], bf16 [ceil(dim / 32) * 16][kStrip][2]
   Buffer<T> paired;       // bf16: [n / 2][ld][2]
-  Buffer<T> transposed;   // bf16: [panels][dim padded to 16][kPanel]
+  Buffer<T> transposed;   // AMX: [panels][dim padded to 16][kPanel]
   Buffer<float> inverse;  // [n padded to kStrip], 0 in the padding
   Buffer<float> factor;   // [n padded to kStrip], rows_i = factor_i * features_i
   Buffer<float> along;    // [n padded to kStrip], see write_rows
 
   const T* row(int64_t i) const { return rows.get() + i * ld; }
+  const T* pair_row(int64_t i) const { return paired.get() + i * ld; }  // i even
   const T* strip(int64_t s) const { return columns.get() + s * strip_size<T>(dim); }
   T* panel(int64_t i) const { return transposed.get() + i / kPanel * round_up(dim, 16) * kPanel; }
 };
 
-// What a side is multiplied as. Float rows serve both gradient products as they are.
+#if defined(__AMX_BF16__)
+constexpr bool kTransposesRows = true;
+#else
+constexpr bool kTransposesRows = false;
+#endif
+
+// What a side is multiplied as. Float rows serve both gradient products as they are, pairs of rows too, but on AMX.
 struct Uses {
   bool as_columns;     // right operand of the logits
   bool gives_rows;     // right operand of the rows' gradient
-  bool gives_columns;  // left operand of the columns' gradient
+  bool gives_columns;  // operand of the columns' gradient
 };
 
 template <class T>
@@ -201,7 +188,8 @@ Side<T> make_side(const Features& x, bool normalize, const Uses& uses, const Thr
   side.dim = x.dim;
   side.strips = ceil_div(x.rows, kStrip);
   side.ld = row_stride<T>(x.dim);
-  const bool paired = sizeof(T) == 2 && uses.gives_rows, transposed = sizeof(T) == 2 && uses.gives_columns;
+  const bool transposed = sizeof(T) == 2 && uses.gives_columns && kTransposesRows;
+  const bool paired = sizeof(T) == 2 && (uses.gives_rows || (uses.gives_columns && !transposed));
   const int64_t padded = side.strips * kStrip;
   side.rows = Buffer<T>(padded * side.ld);
   side.inverse = Buffer<float>(padded);

@@ -23,6 +23,9 @@ extern const PairKernels pair_kernels;
 namespace avx512 {
 extern const PairKernels pair_kernels;
 }
+namespace avx512bf16 {
+extern const PairKernels pair_kernels;
+}
 namespace amx {
 extern const PairKernels pair_kernels;
 }

@@ -10,16 +10,16 @@
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
-// AMX multiplies bfloat16 as it is; everything else is multiplied in float.
+// AMX and AVX-512-BF16 multiply bfloat16 as it is; everything else is multiplied in float.
 FF_INLINE bool in_bfloat16(const Features& x) {
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
   return x.dtype == DType::kBFloat16;
 #else
   return false;
 #endif
 }
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 using Narrow = bf16;
 #else
 using Narrow = float;

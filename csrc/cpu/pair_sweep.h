@@ -54,7 +54,7 @@ struct Gradients {
   int64_t rows;      // of a chunk
   Buffer<T> dx;      // [strips][rows][kStrip]
   Buffer<float> da;  // [n padded to 32][ld]
-  Buffer<float> db;  // float: [m padded][ld]; bf16: [strips][dim padded to 16][kStrip]
+  Buffer<float> db;  // as in pair_products.h
 
   Gradients(const Side<T>& a, const Side<T>& b, bool da_wanted, bool db_wanted)
       : da_wanted(da_wanted), db_wanted(db_wanted), rows(chunk_rows(a.n, b.strips, kStrip * sizeof(T))) {
@@ -64,10 +64,13 @@ struct Gradients {
     if (db_wanted) db = Buffer<float>(b.strips * kStrip * b.ld, true);
   }
   bool wanted() const { return da_wanted || db_wanted; }
+  float* strip(const Side<T>& b, int64_t s) const {
+    return db.get() + s * kStrip * (Products<T>::kTransposed ? round_up(b.dim, 16) : b.ld);
+  }
   T* slot(int64_t index, int64_t row) const { return dx.get() + (index * rows + row) * kStrip; }
 };
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 // A tile of dx as bfloat16 rows and as pairs of rows; what lies outside of it is 0.
 FF_INLINE void narrow_tile(float* tile, int64_t rows, int64_t cols, bf16* to, bf16* pairs) {
   __builtin_memset(tile + rows * kStrip, 0, size_t((kBlock - rows) * kStrip) * sizeof(float));
@@ -77,40 +80,21 @@ FF_INLINE void narrow_tile(float* tile, int64_t rows, int64_t cols, bf16* to, bf
       const vf odd = j < cols ? load(tile + (i + 1) * kStrip + j) : vf{};
       store_as(to + i * kStrip + j, even);
       store_as(to + (i + 1) * kStrip + j, odd);
-      store((float*)(pairs + i * kStrip + 2 * j), amx::pair(even, odd));
+      store((float*)(pairs + i * kStrip + 2 * j), pair(even, odd));
     }
   }
 }
 #endif
-
-// db[strip] += dx^T rows, for `rows` rows of the panel that starts at `row`. pairs: dx as bfloat16 pairs.
-template <class T>
-void column_gradient(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, int64_t row, int64_t rows,
-                     const T* dx, const bf16* pairs, int64_t strip, int64_t cols) {
-  if constexpr (sizeof(T) == 4) {
-    constexpr int64_t kPart = 128;  // rows whose dx and features stay in L1
-    for (int64_t k = 0; k < rows; k += kPart) {
-      gemm<true>(cols, a.dim, min_of(kPart, rows - k), dx + k * kStrip, kStrip, a.row(row + k), a.ld,
-                 gradients.db.get() + strip * kStrip * b.ld, b.ld, true);
-    }
-  } else {
-#if defined(__AMX_BF16__)
-    const int64_t dim = round_up(a.dim, 16);
-    amx::gemm(dim, cols, round_up(rows, 32), a.panel(row), kPanel, pairs, kStrip,
-              gradients.db.get() + strip * dim * kStrip, kStrip, true);
-#endif
-  }
-}
 
 template <class T, class Visit>
 void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const Chunk& chunk, int64_t slot,
                 Visit& visit) {
   [[maybe_unused]] typename Products<T>::Session session;
   float* scratch;
-  bf16* pairs = nullptr;  // [kPanel / 2][kStrip][2]
+  T* pairs = nullptr;  // bf16: dx as [kPanel / 2][kStrip][2]
   with_arena([&](Arena& arena) {
     scratch = arena.take<float>(kBlock * kStrip);
-    if (sizeof(T) == 2 && gradients.wanted()) pairs = arena.take<bf16>(kPanel * kStrip);
+    if (sizeof(T) == 2 && gradients.wanted()) pairs = arena.take<T>(kPanel * kStrip);
   });
   const int64_t strip = chunk.first_strip + slot, col = strip * kStrip, cols = min_of(kStrip, b.n - col);
   const int64_t rows = chunk.symmetric ? min_of(chunk.rows, col + kStrip - chunk.first) : chunk.rows;
@@ -127,14 +111,16 @@ void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, con
       }
       Products<T>::logits(a.row(row), a.ld, at.rows, b.strip(strip), cols, a.dim, tile);
       visit(at, tile);
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
       if constexpr (sizeof(T) == 2) {
         if (dx) narrow_tile(tile, at.rows, cols, dx + r * kStrip, pairs + r * kStrip);
       }
 #endif
     }
     const int64_t row = chunk.first + panel, counted = chunk.symmetric ? min_of(panel_rows, col - row) : panel_rows;
-    if (gradients.db_wanted && counted > 0) column_gradient(a, b, gradients, row, counted, dx, pairs, strip, cols);
+    if (gradients.db_wanted && counted > 0) {
+      Products<T>::column_gradient(a, row, counted, pairs ? pairs : dx, cols, gradients.strip(b, strip));
+    }
   }
 }
 
@@ -147,14 +133,7 @@ void row_gradient_task(const Side<T>& b, Gradients<T>& gradients, const Chunk& c
   for (int64_t slot = first; slot < chunk.slots; slot++) {
     const int64_t col = (chunk.first_strip + slot) * kStrip, cols = min_of(kStrip, b.n - col);
     const T* dx = gradients.slot(slot, row - chunk.first);
-    if constexpr (sizeof(T) == 4) {
-      gemm<false>(rows, b.dim, cols, dx, kStrip, b.row(col), b.ld, da, b.ld, slot > first);
-    } else {
-#if defined(__AMX_BF16__)
-      const bf16* columns = b.paired.get() + col * b.ld;
-      amx::gemm(rows, b.dim, round_up(cols, 32), dx, kStrip, columns, b.ld, da, b.ld, slot > first);
-#endif
-    }
+    Products<T>::row_gradient(b, rows, dx, col, cols, da, slot > first);
   }
 }
 
@@ -234,12 +213,11 @@ void write_gradients(const Side<T>& a, const Side<T>& b, const Gradients<T>& gra
   if (!db && !symmetric) return;
   for_each(pool, b.strips, [&](int64_t s) {
     const int64_t first = s * kStrip, count = min_of(kStrip, b.n - first);
-    float* t = gradients.db.get() + first * b.ld;
-    if constexpr (sizeof(T) == 2) {
-      const int64_t dim = round_up(b.dim, 16);
+    float* t = gradients.strip(b, s);
+    if constexpr (Products<T>::kTransposed) {
       float* rows;
       with_arena([&](Arena& arena) { rows = arena.take<float>(kStrip * b.ld); });
-      transpose(gradients.db.get() + s * dim * kStrip, kStrip, dim, count, rows, b.ld);  // with the zeros that pad dim
+      transpose(t, kStrip, round_up(b.dim, 16), count, rows, b.ld);  // with the zeros that pad dim
       t = rows;
     }
     if (symmetric) {

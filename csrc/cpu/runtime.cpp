@@ -7,6 +7,7 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -14,7 +15,7 @@
 namespace fastfuse::cpu {
 namespace {
 
-constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "amx"};
+constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
 
 // Linux hands out the 8 KiB of tile state only to processes that ask for it.
 bool request_tile_state() {
@@ -36,11 +37,13 @@ bool machine_runs(Isa isa) {
     case Isa::kAvx512:
       return machine_runs(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::kAvx512Bf16:
+      return machine_runs(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
     case Isa::kAmx: {
       unsigned a, b, c, d;
-      if (!machine_runs(Isa::kAvx512) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+      if (!machine_runs(Isa::kAvx512Bf16) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
       const bool tiles = (d >> 24 & 1) && (d >> 22 & 1), fp16 = d >> 23 & 1;  // amx-tile, amx-bf16, avx512-fp16
-      return tiles && fp16 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) && request_tile_state();
+      return tiles && fp16 && request_tile_state();
     }
   }
 #endif
@@ -57,6 +60,10 @@ bool built(Isa isa) {
 #endif
 #if FASTFUSE_HAVE_AVX512
     case Isa::kAvx512:
+      return true;
+#endif
+#if FASTFUSE_HAVE_AVX512BF16
+    case Isa::kAvx512Bf16:
       return true;
 #endif
 #if FASTFUSE_HAVE_AMX
@@ -101,7 +108,7 @@ struct Scratch {
 };
 
 struct Queue {
-  int64_t next, count;
+  int64_t next, count, each;  // each: consecutive tasks that a worker takes at once
   void (*task)(void*, int64_t, int);
   void* context;
 };
@@ -109,9 +116,10 @@ struct Queue {
 void serve(void* argument, int worker) {
   Queue& queue = *static_cast<Queue*>(argument);
   for (;;) {
-    const int64_t index = __atomic_fetch_add(&queue.next, 1, __ATOMIC_RELAXED);
-    if (index >= queue.count) return;
-    queue.task(queue.context, index, worker);
+    const int64_t first = __atomic_fetch_add(&queue.next, queue.each, __ATOMIC_RELAXED);
+    if (first >= queue.count) return;
+    const int64_t last = first + queue.each < queue.count ? first + queue.each : queue.count;
+    for (int64_t index = first; index < last; index++) queue.task(queue.context, index, worker);
   }
 }
 
@@ -141,7 +149,8 @@ void parallel_for(const ThreadPool& pool, int64_t count, void (*task)(void*, int
     for (int64_t i = 0; i < count; i++) task(context, i, 0);
     return;
   }
-  Queue queue{0, count, task, context};
+  const int64_t shares = 16 * int64_t(pool.threads);
+  Queue queue{0, count, count > shares ? count / shares : 1, task, context};
   pool.run(count < pool.threads ? int(count) : pool.threads, serve, &queue);
 }
 
@@ -154,6 +163,16 @@ void* thread_scratch(size_t bytes) {
     if (!scratch.memory) std::abort();
   }
   return scratch.memory;
+}
+
+void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 4096, kHugePage = 2 << 20;
+  if (bytes < kHugePage) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory) & ~(kPage - 1),
+                  end = (reinterpret_cast<uintptr_t>(memory) + bytes + kPage - 1) & ~(kPage - 1);
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace fastfuse::cpu

@@ -286,16 +286,23 @@ FF_INLINE vf tanh(vf x) {
   return (vf)((vi)y | ((vi)x & (int32_t)0x80000000));
 }
 
-// x = 2^e m with m in [2/3, 4/3); log2(m) = 2 atanh((m - 1) / (m + 1)) / ln 2. For normal x > 0; log2(0) = -inf.
-FF_INLINE vf log2(vf x) {
+// base + ln(x) as two floats, good to some 2^-48 of base; normal x > 0, other lanes are undefined.
+// x = 2^e m with m in [2/3, 4/3); ln(m) = 2 atanh((m - 1) / (m + 1)); ln 2 in two parts, so that e times the first is exact.
+FF_INLINE vf add_log(vf base, vf x, vf& rest) {
+  constexpr float kLn2High = 0x1.62e3p-1f, kLn2Low = 9.0580006145e-6f;
   const vi e = ((vi)x - 0x3f2aaaab) >> 23;
   const vf m = (vf)((vi)x - (e << 23)), t = (m - splat(1.0f)) / (m + splat(1.0f)), s = t * t;
-  vf p = splat(2.0f / 9 * kLog2e);
-  p = fma(p, s, splat(2.0f / 7 * kLog2e));
-  p = fma(p, s, splat(2.0f / 5 * kLog2e));
-  p = fma(p, s, splat(2.0f / 3 * kLog2e));
-  p = fma(p, s, splat(2.0f * kLog2e));
-  return select((vi)(x == vf{}), splat(-kInf), fma(p, t, __builtin_convertvector(e, vf)));
+  vf p = splat(2.0f / 9);
+  p = fma(p, s, splat(2.0f / 7));
+  p = fma(p, s, splat(2.0f / 5));
+  p = fma(p, s, splat(2.0f / 3));
+  p = fma(p, s, splat(2.0f));
+  const vf whole = __builtin_convertvector(e, vf);
+  vf lost;
+  const vf sum = two_sum(base, whole * splat(kLn2High), lost);
+  const vf log = two_sum(sum, fma(whole, splat(kLn2Low), p * t), rest);
+  rest += lost;
+  return log;
 }
 
 FF_INLINE float tanh(float x) { return __builtin_tanhf(x); }

@@ -18,9 +18,8 @@ int tiles_of(const AttentionProblem& p) {
 
 template <class Element, int kHeadDim>
 cudaError_t with_options(const AttentionForward& p, cudaStream_t stream) {
-  const bool general = p.softcap != 0 || p.bias || p.dropout_p > 0 || !(p.scale > 0);
-  return general ? launch_attention_fwd<AttentionFwdConfig<Element, kHeadDim, true>>(p, tiles_of(p), stream)
-                 : launch_attention_fwd<AttentionFwdConfig<Element, kHeadDim, false>>(p, tiles_of(p), stream);
+  return is_general(p) ? launch_attention_fwd<AttentionFwdConfig<Element, kHeadDim, true>>(p, tiles_of(p), stream)
+                       : launch_attention_fwd<AttentionFwdConfig<Element, kHeadDim, false>>(p, tiles_of(p), stream);
 }
 
 template <class Element>

@@ -2,15 +2,9 @@
 #pragma once
 
 #include "cuda/attention_fwd.cuh"
+#include "cuda/attention_tensor_map.h"
 
 namespace fastfuse::cuda {
-
-inline cudaError_t key_map(TensorMap* map, const AttentionProblem& p, const Rows& rows, int dim, int box_rows) {
-  const int64_t sizes[4] = {dim, p.seq_k, p.kv_heads, p.batch};
-  const int64_t strides[4] = {1, rows.stride[2], rows.stride[1], rows.stride[0]};
-  const int box[4] = {64, box_rows, 1, 1};
-  return make_tensor_map(map, rows.data, 4, sizes, strides, box, Swizzle::k128);
-}
 
 template <class C>
 cudaError_t launch_attention_fwd(const AttentionForward& p, int blocks, cudaStream_t stream) {
@@ -18,10 +12,9 @@ cudaError_t launch_attention_fwd(const AttentionForward& p, int blocks, cudaStre
   args.p = p;
   args.blocks = blocks;
   args.work = p.batch * blocks * p.kv_heads;
-  const double threshold = p.dropout_p * 4294967296.0;
-  args.dropout_threshold = threshold >= 4294967295.0 ? 4294967295u : uint32_t(threshold);
-  cudaError_t error = key_map(&args.k, p, p.k, p.dim, C::kBlockN);
-  if (error == cudaSuccess) error = key_map(&args.v, p, p.v, p.dim_v, C::kBlockN);
+  args.dropout_threshold = dropout_threshold(p);
+  cudaError_t error = map_rows(&args.k, p.k, p.dim, p.seq_k, p.kv_heads, p.batch, C::kBlockN);
+  if (error == cudaSuccess) error = map_rows(&args.v, p.v, p.dim_v, p.seq_k, p.kv_heads, p.batch, C::kBlockN);
   int grid = 0;
   if (error == cudaSuccess) error = persistent_blocks(args.work, &grid);
   if (error != cudaSuccess) return error;

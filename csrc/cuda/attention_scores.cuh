@@ -16,7 +16,7 @@ FF_DEVICE float minus_infinity() { return float_of_bits(0xff800000u); }
 struct ScoreUnits {
   float scale;    // of products, to log2 units; or where softcap is on, to softcap's
   float softcap;  // in log2 units; 0: off
-  explicit FF_DEVICE ScoreUnits(const AttentionProblem& p)
+  explicit FF_HOST_DEVICE ScoreUnits(const AttentionProblem& p)
       : scale(p.softcap == 0 ? p.scale * kLog2e : p.scale / p.softcap), softcap(p.softcap * kLog2e) {}
 };
 
@@ -107,6 +107,12 @@ FF_DEVICE void add_bias_of(const AttentionProblem& p, const QueryTile& t, const 
     default:
       return add_bias<Element>(p, t, rows, first_key, x);
   }
+}
+
+// Philox words below it are dropped.
+inline uint32_t dropout_threshold(const AttentionProblem& p) {
+  const double threshold = p.dropout_p * 4294967296.0;
+  return threshold >= 4294967295.0 ? 4294967295u : uint32_t(threshold);
 }
 
 // Sets what dropout takes to 0. Element (b, h, i, j) reads word j % 4 of counter (j / 4, i, b H + h, 0). Of the two

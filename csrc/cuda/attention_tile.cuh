@@ -14,6 +14,11 @@ using namespace hopper;
 FF_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 FF_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
+// Whether scores are more than products times a positive number: kernels have a second program for that.
+inline bool is_general(const AttentionProblem& p) {
+  return p.softcap != 0 || p.bias || p.dropout_p > 0 || !(p.scale > 0);
+}
+
 // Work w of [0, batch * blocks * kv_heads): heads innermost.
 struct QueryTile {
   int batch, kv_head;

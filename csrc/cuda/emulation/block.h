@@ -107,7 +107,7 @@ struct NamedBarrier {
 
 // An asynchronous copy that has not happened yet.
 struct Transfer {
-  const TensorMap* map;
+  TensorMap map;  // a copy: the thread that asked may have ended, and its parameters with it
   bool store;
   uint32_t shared, barrier;
   int at[5];

@@ -41,7 +41,7 @@ void Block::tma_load(const TensorMap* map, uint32_t barrier, uint32_t shared, co
     state_[i] = kInFlight;
   }
   std::memset(&shared_[shared], 0xff, bytes);
-  Transfer transfer{map, false, shared, barrier, {}, current_->index, 0};
+  Transfer transfer{*map, false, shared, barrier, {}, current_->index, 0};
   std::copy_n(at, map->rank, transfer.at);
   transfers_.push_back(transfer);
 }
@@ -50,7 +50,7 @@ void Block::tma_store(const TensorMap* map, uint32_t shared, const int* at) {
   pause();
   check_range(shared, uint32_t(map->box_bytes()), "TMA store");
   if (shared % 128) fail("TMA store from an address that is no multiple of 128");
-  Transfer transfer{map, true, shared, 0, {}, current_->index, current_->store_batches};
+  Transfer transfer{*map, true, shared, 0, {}, current_->index, current_->store_batches};
   std::copy_n(at, map->rank, transfer.at);
   transfers_.push_back(transfer);
 }
@@ -71,7 +71,7 @@ void Block::tma_store_wait(int pending) {
 void Block::land(size_t which) {
   const Transfer t = transfers_[which];
   transfers_.erase(transfers_.begin() + std::ptrdiff_t(which));
-  const TensorMap& map = *t.map;
+  const TensorMap& map = t.map;
   const int row_bytes = map.box[0] * 2;
   int64_t rows = 1;
   for (int i = 1; i < map.rank; i++) rows *= map.box[i];

@@ -10,6 +10,7 @@
 namespace fastfuse::hopper {
 
 inline float exp2_approx(float x) { return std::exp2(x); }
+inline float log2_approx(float x) { return std::log2(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
 inline float natural_log(float x) { return std::log(x); }
 inline float natural_exp(float x) { return std::exp(x); }
@@ -25,6 +26,7 @@ inline float multiply_exactly(float a, float b) {
 }
 inline float maximum(float a, float b) { return std::fmax(a, b); }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 inline int recomputed(int x) { return x; }
 inline float float_of_bits(uint32_t bits) {
   float value;

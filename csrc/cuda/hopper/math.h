@@ -14,6 +14,11 @@ FF_DEVICE float exp2_approx(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+FF_DEVICE float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 FF_DEVICE float reciprocal_approx(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -28,6 +33,7 @@ FF_DEVICE float add_exactly(float a, float b) { return __fadd_rn(a, b); }
 FF_DEVICE float multiply_exactly(float a, float b) { return __fmul_rn(a, b); }
 FF_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 FF_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+FF_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 // x, of which the compiler knows nothing: what follows from it is computed again, not kept in registers.
 FF_DEVICE int recomputed(int x) {
   asm volatile("" : "+r"(x));

@@ -1,0 +1,49 @@
+// Weights of a tile in bfloat16, in the two layouts that the paired products read. Only where AVX-512-BF16 is; included
+// elsewhere it defines nothing.
+#pragma once
+
+#if defined(__AVX512BF16__)
+
+#include "cpu/pack_pairs.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+FF_INLINE int64_t weights_ld(int64_t lanes) { return round_up(lanes, max_of(kPairDepth, kLanes)); }
+
+template <bool kByKeys, bool kByLanes>
+struct PairWeights {
+  bf16* pairs;  // [n / 2][lanes][2], n padded with zeros to kPairDepth; where kByKeys
+  bf16* rows;   // [n][weights_ld(lanes)], n padded with zeros to kPairRows; where kByLanes
+  int64_t lanes;
+  bf16* by_keys() const { return pairs; }
+  bf16* by_lanes() const { return rows; }
+  FF_INLINE void put(int64_t row, int64_t lane, vf a) const {
+    if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), pair(a, vf{}));
+    if constexpr (kByLanes) store_as(rows + row * weights_ld(lanes) + lane, a);
+  }
+  FF_INLINE void put(int64_t row, int64_t lane, vf a, vf b) const {
+    if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), pair(a, b));
+    if constexpr (kByLanes) {
+      store_as(rows + row * weights_ld(lanes) + lane, a);
+      store_as(rows + (row + 1) * weights_ld(lanes) + lane, b);
+    }
+  }
+  void finish(int64_t n) const {
+    if constexpr (kByKeys) {
+      for (int64_t row = round_up(n, 2); row < round_up(n, kPairDepth); row += 2) {
+        for (int64_t lane = 0; lane < lanes; lane += kLanes) store((float*)(pairs + row * lanes + 2 * lane), vf{});
+      }
+    }
+    if constexpr (kByLanes) {
+      const int64_t ld = weights_ld(lanes);
+      for (int64_t row = 0; row < n && ld > lanes; row++) store_as(rows + row * ld + lanes, vf{});
+      for (int64_t row = n; row < round_up(n, kPairRows); row++) {
+        for (int64_t lane = 0; lane < ld; lane += kLanes) store_as(rows + row * ld + lane, vf{});
+      }
+    }
+  }
+};
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA
+
+#endif

@@ -1,0 +1,5 @@
+#include "cuda/attention_bwd_launch.cuh"
+
+namespace fastfuse::cuda {
+FF_INSTANTIATE_ATTENTION_BWD(f16, 128)
+}  // namespace fastfuse::cuda

@@ -1,0 +1,5 @@
+#include "cuda/attention_bwd_launch.cuh"
+
+namespace fastfuse::cuda {
+FF_INSTANTIATE_ATTENTION_BWD_HEADS(f16)
+}  // namespace fastfuse::cuda

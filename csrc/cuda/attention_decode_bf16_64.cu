@@ -1,0 +1,5 @@
+#include "cuda/attention_decode.cuh"
+
+namespace fastfuse::cuda {
+FF_INSTANTIATE_ATTENTION_DECODE(bf16, 64)
+}  // namespace fastfuse::cuda
