@@ -22,7 +22,7 @@ except ImportError as error:
 NAME = "cuda"
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16)
-OPS = ("attention_fwd",)
+OPS = ("attention_fwd", "attention_bwd", "attention_map", "pair_softmax_fwd", "pair_softmax_bwd", "pair_sigmoid")
 
 
 def unavailable() -> str | None:
