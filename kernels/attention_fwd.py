@@ -48,10 +48,10 @@ def _step(
     row = tl.cast(start, tl.int64)
     keys = load_rows(k + row * stride_kn, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, MASKED)
     x = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-    s, _ = scores(x, bias, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, MASKED)
+    s, _ = scores(x, bias, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, MASKED, 1)
     p, m, l, alpha = softmax_step(s, late, m, l)
     if seed is not None:
-        p = tl.where(kept(seed, drop_below, plane, i, start, BLOCK_N), p, 0.0)
+        p = tl.where(kept(seed, drop_below, plane, i, start, BLOCK_N, 1), p, 0.0)
     values = load_rows(v + row * stride_vn, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, MASKED)
     acc = tl.dot(p.to(values.dtype), values, acc * alpha[:, None], input_precision=PRECISION)
     return acc, m, l
@@ -75,9 +75,9 @@ def _store(
 
 @triton.jit
 def attention_fwd_kernel(
-    q, stride_qb, stride_qh, stride_qm,  # (B, H, Sq, D)
-    k, stride_kb, stride_kh, stride_kn,  # (B, Hk, Sk, D)
-    v, stride_vb, stride_vh, stride_vn,  # (B, Hk, Sk, Dv)
+    q, stride_qb, stride_qh, stride_qm: tl.constexpr,  # (B, H, Sq, D)
+    k, stride_kb, stride_kh, stride_kn: tl.constexpr,  # (B, Hk, Sk, D)
+    v, stride_vb, stride_vh, stride_vn: tl.constexpr,  # (B, Hk, Sk, Dv)
     lo, hi, stride_sb, stride_sm,  # (B or 1, Sq or 1), or None
     bias, stride_bb, stride_bh, stride_bm, stride_bn,  # (B or 1, H or 1, Sq or 1, Sk or 1), or None
     sink, gate,  # (H,), or None
@@ -141,7 +141,7 @@ def attention_fwd_kernel(
             BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, PLAIN, False, PRECISION,
         )  # fmt: skip
     before = full_first - first
-    for edge in range(before + end - full_end):
+    for edge in tl.range(before + end - full_end, num_stages=1):
         tile = edge + tl.where(edge < before, first, full_end - before)
         acc, m, l = _step(
             acc, m, l, tile, queries, k, v, stride_kn, stride_vn,

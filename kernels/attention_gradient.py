@@ -19,27 +19,36 @@ from .attention_tile import INF, LOG2_E, kept, load_lse2, probabilities, scores,
 
 
 @triton.jit
+def _load(pointers, inside, other):
+    return tl.load(pointers) if inside is None else tl.load(pointers, mask=inside, other=other)
+
+
+@triton.jit
 def query_terms(
-    lse,  # (2, B, H, Sq)
-    delta,  # (B, H, Sq): D_i, or None where it is not known yet
+    lse,  # (2, B, H, Sq), or None where `terms` is there
+    terms,  # (3, B, H, Sq): lse2, its low part and D_i, as the dq kernel leaves them; or None
     dlse,  # (B, H, Sq), or None
     sink, gate,  # (H,), or None
     at, rows,  # (M,): where the queries are in (B, H, Sq), of so many
-    head, inside,  # (M,)
+    head,  # (M,), or one for all
+    inside,  # (M,), or None: all of them
 ):  # fmt: skip
-    """(lse2, its low part, tanh(gate), D_i, dlse, the sink's probability) of each query, all (M,)."""
-    lse2, lse2_low = load_lse2(lse, at, rows, inside)
-    nothing = tl.zeros_like(lse2)
-    offset, given, p_sink, open_ = nothing, nothing, nothing, nothing + 1.0
-    if delta is not None:
-        offset = tl.load(delta + at, mask=inside, other=0.0)
+    """(lse2, its low part, D_i, tanh(gate), dlse, the sink's probability) of each query, all (M,); D_i = 0 from lse."""
+    if terms is None:
+        lse2, lse2_low = load_lse2(lse, at, rows, inside)
+        delta = tl.zeros_like(lse2)
+    else:
+        lse2 = _load(terms + at, inside, INF)
+        lse2_low = _load(terms + tl.cast(rows, tl.int64) + at, inside, 0.0)
+        delta = _load(terms + 2 * tl.cast(rows, tl.int64) + at, inside, 0.0)
+    given, p_sink, open_ = tl.zeros_like(lse2), tl.zeros_like(lse2), tl.full(lse2.shape, 1.0, tl.float32)
     if dlse is not None:
-        given = tl.load(dlse + at, mask=inside & (lse2 < INF), other=0.0)
+        given = tl.where(lse2 < INF, _load(dlse + at, inside, 0.0), 0.0)
     if sink is not None:
         p_sink = tl.exp2((tl.load(sink + head) * LOG2_E - lse2) - lse2_low)
     if gate is not None:
-        open_ = tanh(tl.load(gate + head))
-    return lse2, lse2_low, open_, offset, given, p_sink
+        open_ *= tanh(tl.load(gate + head))
+    return lse2, lse2_low, delta, open_, given, p_sink
 
 
 @triton.jit
@@ -50,32 +59,32 @@ def gradient_tile(
     bias, stride_bn, Sk, unit, softcap, late,  # see attention_tile.scores
     seed, drop_below, share,
     FITS: tl.constexpr,  # whether some query may see no key outside this tile
-    PLAIN: tl.constexpr, MASKED: tl.constexpr,
+    PLAIN: tl.constexpr, MASKED: tl.constexpr, KEY_AXIS: tl.constexpr,
 ):  # fmt: skip
     """(weight, ds, dx, D, received) of a tile.
 
     weight = tanh(gate) p keep / (1 - dropout_p), which dv takes; ds, the gradient of s; dx, that of scale q k^T;
     D (M,), and received = p r, whose sum is dgate's.
     """
-    lse2, lse2_low, open_, delta, dlse, p_sink = terms
-    s, u = scores(x, bias, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, MASKED)
-    p = probabilities(s, late, lse2, lse2_low)
+    lse2, lse2_low, delta, open_, dlse, p_sink = terms
+    BLOCK_N: tl.constexpr = x.shape[KEY_AXIS]
+    s, u = scores(x, bias, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, MASKED, KEY_AXIS)
+    p = probabilities(s, late, lse2, lse2_low, KEY_AXIS)
     weight, r = p, g
     if seed is not None:
-        keep = kept(seed, drop_below, plane, i, start, x.shape[1])
+        keep = kept(seed, drop_below, plane, i, start, BLOCK_N, KEY_AXIS)
         weight, r = tl.where(keep, p * share, 0.0), tl.where(keep, g * share, 0.0)
-    center, offset = tl.zeros_like(delta), delta
+    received, opened, offset = p * r, tl.expand_dims(open_, KEY_AXIS), delta
     if FITS:
-        whole = (first_key >= start) & (end_key <= start + x.shape[1])
+        whole = (first_key >= start) & (end_key <= start + BLOCK_N)
         if tl.max(whole.to(tl.int32), 0) > 0:
-            own = tl.sum(p * r, 1)
-            rest = tl.sum(p * (r - own[:, None]), 1) - p_sink * own
-            center = tl.where(whole, own, center)
-            offset = tl.where(whole, rest * open_ - dlse, offset)
+            center = tl.where(whole, tl.sum(received, KEY_AXIS), 0.0)
+            r -= tl.expand_dims(center, KEY_AXIS)
+            own = (tl.sum(p * r, KEY_AXIS) - p_sink * center) * open_ - dlse
+            offset = tl.where(whole, own, delta)
             delta = center * open_ + offset
-    opened = open_[:, None]
-    ds = p * ((r - center[:, None]) * opened - offset[:, None])
+    ds = p * (r * opened - tl.expand_dims(offset, KEY_AXIS))
     dx = ds
     if softcap is not None:
         dx = ds * (1.0 - u * u)
-    return weight * opened, ds, dx, delta, p * r
+    return weight * opened, ds, dx, delta, received

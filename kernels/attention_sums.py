@@ -24,16 +24,17 @@ from .attention_tile import LOG2_E, bias_rows, gather_rows, load_lse2, load_rows
 
 @triton.jit
 def attention_sums_kernel(
-    q, stride_qb, stride_qh, stride_qm,  # (B, H, Sq, D)
-    k, stride_kb, stride_kh, stride_kn,  # (B, Hk, Sk, D)
-    v, stride_vb, stride_vh, stride_vn,  # (B, Hk, Sk, Dv), or None: probabilities are added up, not ds
-    dout, stride_dob, stride_doh, stride_dom,  # (B, H, Sq, Dv), or None as v
+    q, stride_qb, stride_qh, stride_qm: tl.constexpr,  # (B, H, Sq, D)
+    k, stride_kb, stride_kh, stride_kn: tl.constexpr,  # (B, Hk, Sk, D)
+    v, stride_vb, stride_vh, stride_vn: tl.constexpr,  # (B, Hk, Sk, Dv), or None: probabilities are added up, not ds
+    dout, stride_dob, stride_doh, stride_dom: tl.constexpr,  # (B, H, Sq, Dv), or None as v
     lo, hi, stride_sb, stride_sm,  # (B or 1, Sq or 1), or None
     bias, stride_bb, stride_bh, stride_bm, stride_bn,  # (B or 1, H or 1, Sq or 1, Sk or 1), or None
     sink, gate,  # (H,), or None
     seed, drop_below, share,  # (), or None
-    lse,  # (2, B, H, Sq)
-    delta, dlse,  # (B, H, Sq), or None
+    lse,  # (2, B, H, Sq), or None where terms are there
+    terms,  # (3, B, H, Sq): lse2, its low part and D_i, or None as v
+    dlse,  # (B, H, Sq), or None
     sums,  # (parts, planes, query blocks or Sq, key blocks or Sk)
     factor,  # of every sum
     unit, softcap,
@@ -84,18 +85,18 @@ def attention_sums_kernel(
                 bias_i = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, heads, i)
             if v is None:
                 lse2, lse2_low = load_lse2(lse, index * Sq + i, all_rows, inside)
-                s, _ = scores(x, bias_i, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, True)
-                acc += probabilities(s, late, lse2, lse2_low)
+                s, _ = scores(x, bias_i, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, True, 1)
+                acc += probabilities(s, late, lse2, lse2_low, 1)
             else:
                 dout_rows = dout + b64 * stride_dob + head64 * stride_doh + i64 * stride_dom
                 douts = gather_rows(dout_rows, inside, Dv, BLOCK_DV)
                 v_tile = v + b64 * stride_vb + kv_head64 * stride_vh + start64 * stride_vn
                 values = load_rows(v_tile, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, True)
                 g = tl.dot(douts, tl.trans(values), input_precision=PRECISION)
-                terms = query_terms(lse, delta, dlse, sink, gate, index * Sq + i, all_rows, heads, inside)
+                terms_i = query_terms(None, terms, dlse, sink, gate, index * Sq + i, all_rows, head, inside)
                 _, ds, _, _, _ = gradient_tile(
-                    x, g, start, first_key, end_key, terms, i, index,
-                    bias_i, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS, PLAIN, True,
+                    x, g, start, first_key, end_key, terms_i, i, index,
+                    bias_i, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS, PLAIN, True, 1,
                 )  # fmt: skip
                 acc += ds
 
@@ -134,22 +135,21 @@ def attention_dbias(
     problem: AttentionProblem,
     dout: Tensor,  # (B, H, Sq, Dv), last dim contiguous
     dlse: Tensor | None,  # (B, H, Sq)
-    lse: Tensor,  # (2, B, H, Sq), contiguous
-    delta: Tensor,  # (B, H, Sq)
+    terms: Tensor,  # (3, B, H, Sq), as the dq kernel leaves them
     tile,  # fastfuse.tuning.tiles.Tile
     processors: int,
 ) -> Tensor:
     """The bias's gradient in its shape and dtype."""
     bias = problem.bias
-    return _sums(problem, dout, dlse, lse, delta, bias.shape, 1.0, bias.dtype, tile, processors)
+    return _sums(problem, dout, dlse, None, terms, bias.shape, 1.0, bias.dtype, tile, processors)
 
 
 def _sums(
     problem: AttentionProblem,
     dout: Tensor | None,
     dlse: Tensor | None,
-    lse: Tensor,
-    delta: Tensor | None,
+    lse: Tensor | None,
+    terms: Tensor | None,
     shape: tuple[int, ...],  # of the result: (B or 1, H or 1, Sq or 1, Sk or 1)
     factor: float,
     dtype: torch.dtype,
@@ -172,11 +172,11 @@ def _sums(
         v, *((0, 0, 0) if v is None else v.stride()[:3]),
         dout, *((0, 0, 0) if dout is None else dout.stride()[:3]),
         lse=lse,
-        delta=delta,
+        terms=terms,
         dlse=dlse,
         sums=sums,
         factor=factor,
-        all_rows=lse[0].numel(),
+        all_rows=problem.B * problem.H * problem.Sq,
         planes_h=shape[1],
         inner_b=inner_b,
         inner_h=inner_h,

@@ -7,7 +7,8 @@
 
 Exponents are to the base 2, with the scale folded in; the multiplication by `late` shares an FMA with the subtraction.
 
-A tile is (M, N), queries first: what belongs to a query is then a handful of registers of a thread.
+KEY_AXIS of a tile is 1 where a program has queries and walks over keys, (M, N), and 0 where it has keys and walks over
+queries, (N, M): the weights are then laid out as their next product takes them, in registers.
 """
 
 import triton
@@ -98,9 +99,10 @@ def scores(
     softcap,  # or None
     PLAIN: tl.constexpr,
     MASKED: tl.constexpr,
+    KEY_AXIS: tl.constexpr,
 ):  # fmt: skip
     """(s, u): s as said at the top, u the tanh of softcap, whose slope is 1 - u^2 (x itself without softcap)."""
-    key = (start + tl.arange(0, x.shape[1]))[None, :]
+    key = tl.expand_dims(start + tl.arange(0, x.shape[KEY_AXIS]), 1 - KEY_AXIS)
     u = x
     if not PLAIN:
         x = x * unit
@@ -108,17 +110,17 @@ def scores(
             u = tanh(x)
             x = u * softcap
     if bias is not None:
-        pointers = (bias + tl.cast(start, tl.int64) * stride_bn)[:, None] + (key - start) * stride_bn
+        pointers = tl.expand_dims(bias + tl.cast(start, tl.int64) * stride_bn, KEY_AXIS) + (key - start) * stride_bn
         added = tl.load(pointers, mask=key < Sk, other=0) if MASKED else tl.load(pointers)
         x = tl.where(added, x, -INF) if added.dtype.is_int() else x + added.to(tl.float32)
     if MASKED:
-        visible = (key >= first_key[:, None]) & (key < end_key[:, None])
+        visible = (key >= tl.expand_dims(first_key, KEY_AXIS)) & (key < tl.expand_dims(end_key, KEY_AXIS))
         x = tl.where(visible, x, -INF)
     return x, u
 
 
 @triton.jit
-def kept(seed, drop_below, plane, i, start, BLOCK_N: tl.constexpr):
+def kept(seed, drop_below, plane, i, start, BLOCK_N: tl.constexpr, KEY_AXIS: tl.constexpr):
     """Which elements of a tile dropout keeps: Philox 4x32-10 of counter (j div 4, i, plane = b H + h, 0), word j mod 4.
 
     i and plane are (M,), the tile's keys are start.. and start is a multiple of 4.
@@ -126,7 +128,8 @@ def kept(seed, drop_below, plane, i, start, BLOCK_N: tl.constexpr):
     quad = start // 4 + tl.arange(0, BLOCK_N // 4)
     w0, w1, w2, w3 = tl.philox(tl.load(seed), quad[None, :], i[:, None], plane[:, None], 0)
     least = tl.full([], drop_below, tl.uint32)
-    return tl.interleave(tl.interleave(w0 >= least, w2 >= least), tl.interleave(w1 >= least, w3 >= least))
+    keep = tl.interleave(tl.interleave(w0 >= least, w2 >= least), tl.interleave(w1 >= least, w3 >= least))
+    return keep if KEY_AXIS == 1 else tl.trans(keep)
 
 
 @triton.jit
@@ -168,6 +171,6 @@ def load_lse2(lse, at, low, inside):
 
 
 @triton.jit
-def probabilities(s, late, lse2, lse2_low):
+def probabilities(s, late, lse2, lse2_low, KEY_AXIS: tl.constexpr):
     """2^(late s - lse2) of a tile, with the log-sum-exp in two parts (M,)."""
-    return tl.exp2((s * late - lse2[:, None]) - lse2_low[:, None])
+    return tl.exp2((s * late - tl.expand_dims(lse2, KEY_AXIS)) - tl.expand_dims(lse2_low, KEY_AXIS))

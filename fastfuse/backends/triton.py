@@ -101,8 +101,8 @@ def attention_map(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
 
 
 def _kind(problem: AttentionProblem) -> str:
-    """The suffix of the rules where softcap, a float bias or dropout fill registers that a larger tile would take."""
-    return "" if problem.plain and not problem.dropout_p else "_modified"
+    """The suffix of the rules where softcap, a bias or dropout fill registers that a larger tile would take."""
+    return "" if problem.plain and problem.bias is None and not problem.dropout_p else "_modified"
 
 
 def _attention_tile(kernel: str, problem: AttentionProblem) -> Tile:
