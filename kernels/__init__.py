@@ -1,3 +1,6 @@
 """Triton kernels and their launchers."""
 
-from . import interpreter as interpreter
+from triton import knobs
+
+if knobs.runtime.interpret:
+    from . import interpreter as interpreter

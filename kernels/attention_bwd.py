@@ -310,19 +310,19 @@ def attention_bwd(
 ) -> tuple[Tensor, ...]:
     """dq, dk, dv, dbias, dsink, dgate, contiguous; (0,) for those that nobody needs."""
     q, k, v, bias, sink, gate = problem.q, problem.k, problem.v, problem.bias, problem.sink, problem.gate
+    assert v is not None
     need_q, need_k, need_v, need_bias, need_sink, need_gate = needs
     dlse = None if dlse is None else dlse.contiguous()
     dq, dk, dv = (t.new_empty(t.shape) if need else None for t, need in ((q, need_q), (k, need_k), (v, need_v)))
-    terms, dbias, dsink, dgate = None, None, None, None
-    if any(needs):
-        terms = q.new_empty(3, *lse.shape[1:], dtype=torch.float32)
-        received = torch.empty_like(lse[0]) if need_gate else None
-        _launch_dq(problem, dout, dlse, out.contiguous(), lse, dq, terms, received, tiles[0])
-        if need_sink and sink is not None:
-            p_sink = torch.exp((sink[:, None] - lse[0] - lse[1]).nan_to_num(nan=-torch.inf))
-            dsink = -(p_sink * terms[2]).sum((0, 2))
-        if received is not None and gate is not None:
-            dgate = (1.0 - torch.tanh(gate) ** 2) * received.sum((0, 2))
+    dbias, dsink, dgate = None, None, None
+    terms = q.new_empty(3, *lse.shape[1:], dtype=torch.float32)
+    received = torch.empty_like(lse[0]) if need_gate else None
+    _launch_dq(problem, dout, dlse, out.contiguous(), lse, dq, terms, received, tiles[0])
+    if need_sink and sink is not None:
+        p_sink = torch.exp((sink[:, None] - lse[0] - lse[1]).nan_to_num(nan=-torch.inf))
+        dsink = -(p_sink * terms[2]).sum((0, 2))
+    if received is not None and gate is not None:
+        dgate = (1.0 - torch.tanh(gate) ** 2) * received.sum((0, 2))
     if need_k or need_v:
         _launch_dkdv(problem, dout, dlse, terms, dk, dv, tiles[1])
     if need_bias and bias is not None and bias.dtype != torch.bool:

@@ -198,6 +198,7 @@ def attention_fwd(
 ) -> tuple[Tensor, Tensor]:
     """out (B, H, Sq, Dv) in q's dtype, and lse_pair (2, B, H, Sq) float32."""
     q, k, v = problem.q, problem.k, problem.v
+    assert v is not None
     shape = (problem.B, problem.H, problem.Sq)
     out, lse = q.new_empty(*shape, problem.Dv), q.new_empty(2, *shape, dtype=torch.float32)
     parts, statistics = out, lse

@@ -141,6 +141,7 @@ def attention_dbias(
 ) -> Tensor:
     """The bias's gradient in its shape and dtype."""
     bias = problem.bias
+    assert bias is not None
     return _sums(problem, dout, dlse, None, terms, bias.shape, 1.0, bias.dtype, tile, processors)
 
 

@@ -1,11 +1,10 @@
-"""What Triton's interpreter needs of us, patched in where it is asked for."""
+"""What Triton's interpreter needs of us; imported where it is asked for."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from triton import knobs
 from triton.runtime import interpreter
 
 _patch_tensor = interpreter._patch_lang_tensor
@@ -23,6 +22,5 @@ def _dot(builder: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imp
     return interpreter.TensorHandle(product.astype(d.data.dtype), d.dtype.scalar)
 
 
-if knobs.runtime.interpret:
-    interpreter._patch_lang_tensor = _patch_tensor_with_index
-    interpreter.InterpreterBuilder.create_dot = _dot
+interpreter._patch_lang_tensor = _patch_tensor_with_index
+interpreter.InterpreterBuilder.create_dot = _dot
