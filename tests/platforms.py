@@ -65,7 +65,15 @@ def _platforms() -> list[Platform]:
 
 
 PLATFORMS = _platforms()
-PAIRS = [(a, b) for a in PLATFORMS for b in PLATFORMS if a.backend != b.backend and a.device == b.device]
+_BEST = {platform.backend: platform for platform in PLATFORMS}  # of each backend: the cpu's instruction sets rise
+PAIRS = [
+    (a, b)
+    for a in PLATFORMS
+    for b in PLATFORMS
+    if a.backend != b.backend
+    and a.device == b.device
+    and ("triton" not in (a.backend, b.backend) or {a, b} <= {*_BEST.values()})
+]
 USABLE = {platform.backend for platform in PLATFORMS if platform.device == "cpu"}
 EVERYWHERE = [(platform, dtype) for platform in PLATFORMS for dtype in platform.dtypes]
 

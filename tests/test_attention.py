@@ -146,7 +146,7 @@ def test_only_the_wanted_gradients(platform: Platform) -> None:
         torch.testing.assert_close(one, every)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS, ids=name)
+@pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "cpu"], ids=name)
 def test_thread_count_leaves_results_within_rounding(platform: Platform) -> None:
     case = next(case for case in ATTENTION_CASES if case.name == "bias_heads")
     inputs, threads = make_inputs(case, platform.dtype, platform.device), torch.get_num_threads()

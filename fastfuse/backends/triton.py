@@ -20,7 +20,7 @@ NAME = "triton"
 MAX_HEAD_DIM = 256
 MIN_ARCH = 80
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_INTERPRETED_ARCH = 90  # in the interpreter, tiles are those of this compute capability
+_INTERPRETED_ARCH, _INTERPRETED_ITEMSIZE = 90, 2  # in the interpreter, tiles are those of 16-bit elements: fewer
 _INTERPRETED_PROCESSORS = 132  # and programs are spread over as many multiprocessors
 _FEW_QUERIES = 16  # up to so many rows, a tile of its own
 _SPLIT_KEYS = 256  # keys that a program should have at least before they are shared out
@@ -39,6 +39,11 @@ def arch() -> int:
         return _INTERPRETED_ARCH
     major, minor = torch.cuda.get_device_capability()
     return 10 * major + minor
+
+
+def _itemsize(features: Tensor) -> int:
+    """Bytes of an element to cut tiles for."""
+    return _INTERPRETED_ITEMSIZE if interpreting() else features.element_size()
 
 
 def processors() -> int:
@@ -106,7 +111,7 @@ def _kind(problem: AttentionProblem) -> str:
 
 
 def _attention_tile(kernel: str, problem: AttentionProblem) -> Tile:
-    return tile(kernel, arch(), problem.q.element_size(), max(problem.D, problem.Dv))
+    return tile(kernel, arch(), _itemsize(problem.q), max(problem.D, problem.Dv))
 
 
 # ---- contrastive and retrieval; arguments as the ops of fastfuse/ops/pair.py and fastfuse/ops/retrieval.py ----
@@ -222,7 +227,7 @@ def retrieval_ranks(
 
 
 def _tile(kernel: str, features: Tensor) -> Tile:
-    return tile(kernel, arch(), features.element_size(), features.shape[1])
+    return tile(kernel, arch(), _itemsize(features), features.shape[1])
 
 
 def _empty(a: Tensor, b: Tensor | None) -> bool:
