@@ -18,6 +18,10 @@ def dim_of(kernel: str, rule: Rule) -> int:
 
 
 def served(arch: int, itemsize: int) -> list[tuple[str, Rule]]:
-    """The kernels' rules for a compute capability and an element size."""
-    found = [(kernel, rule) for kernel in tuned_kernels() for rule in rules(kernel)]
-    return [(kernel, rule) for kernel, rule in found if rule.fits(arch, itemsize, 1)]
+    """The kernels' rules for a compute capability and an element size, but those behind others that fit as well."""
+    found = []
+    for kernel in tuned_kernels():
+        for rule in rules(kernel):
+            fitting = (other for other in rules(kernel) if other.fits(arch, itemsize, dim_of(kernel, rule)))
+            found += [(kernel, rule)] if next(fitting, None) == rule else []
+    return found

@@ -112,7 +112,7 @@ def _launches(problem: Problem, arch: int, tile: Tile) -> list[Launch]:
     from bench.offline import recording
 
     found = []
-    for cut in (tile, replace(tile, num_warps=12 - tile.num_warps)):
+    for cut in (tile, replace(tile, num_warps=8 if tile.num_warps == 4 else 4)):
         torch.manual_seed(0)
         with recording(arch) as launches, _cut(problem, cut):
             for call in hardest(problem.kernel, problem.dim, problem.dtype):
