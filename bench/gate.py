@@ -94,7 +94,7 @@ def main(archs: tuple[str, ...], quick: bool, keyword: str, jobs: int, write: bo
     for report, limit in zip(reports, limits.values(), strict=True):
         faults += [f"{describe(report)}: {fault}" for fault in report.faults(limit)]
     if write:
-        DOCUMENT.write_text(document(reports))
+        DOCUMENT.write_text(document(reports, quick))
     print(*table(reports), sep="\n")
     print(*[f"FAULT {fault}" for fault in faults], sep="\n")
     seconds = time.perf_counter() - start
@@ -107,12 +107,13 @@ def describe(report: Report) -> str:
     return f"sm_{report.arch} {report.kernel} {' '.join(report.dtypes)} {constants} warps={report.num_warps}"
 
 
-def document(reports: list[Report]) -> str:
+def document(reports: list[Report], quick: bool) -> str:
+    command = "python -m bench.gate --quick --write" if quick else "make gate"
     return "\n".join(
         [
             "# What the Triton kernels need of a GPU",
             "",
-            f"Written by `make gate` with Triton {triton.__version__}, kernel sources `{sources_hash('triton')}`.",
+            f"Written by `{command}` with Triton {triton.__version__}, kernel sources `{sources_hash('triton')}`.",
             "",
             "Each line is one kernel in one dtype for one compute capability with one cut: over the option sets that "
             "were compiled, the most registers a thread, bytes spilled and shared memory, the fewest blocks that a "
