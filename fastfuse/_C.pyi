@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 attention_fwd: Callable[..., Any]
+attention_fwd_kept: Callable[..., Any]
 attention_bwd: Callable[..., Any]
 attention_map: Callable[..., Any]
 pair_softmax_fwd: Callable[..., Any]

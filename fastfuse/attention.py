@@ -101,7 +101,7 @@ def cross_attention(
         backend = "reference"
         out, lse_pair = reference.attention(*tensors, *options)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        out, lse_pair = Attention.apply(*tensors, *options, backend)
+        out, lse_pair, _ = Attention.apply(*tensors, *options, backend)
     else:
         out, lse_pair = attention_fwd(*tensors, *options, backend)
     if out.shape[3] != Dv:

@@ -123,10 +123,12 @@ const float* lse_of(const cpu::AttentionProblem& p, const Tensor& lse_pair) {
   return lse_pair.const_data_ptr<float>();
 }
 
-std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q_, const Tensor& k_, const Tensor& v_, const OptionalTensor& lo,
-                                         const OptionalTensor& hi, const OptionalTensor& bias,
-                                         const OptionalTensor& sink, const OptionalTensor& gate, double scale,
-                                         double softcap, double dropout_p, const OptionalTensor& seed) {
+// (out, lse_pair), with kKeep and what there is for the backward, perhaps nothing.
+template <bool kKeep>
+auto attention_fwd(const Tensor& q_, const Tensor& k_, const Tensor& v_, const OptionalTensor& lo,
+                   const OptionalTensor& hi, const OptionalTensor& bias, const OptionalTensor& sink,
+                   const OptionalTensor& gate, double scale, double softcap, double dropout_p,
+                   const OptionalTensor& seed) {
   const c10::NoGradGuard no_grad;
   check_rows(q_, "q"), check_rows(k_, "k"), check_rows(v_, "v");
   const Tensor q = with_contiguous_rows(q_), k = with_contiguous_rows(k_), v = with_contiguous_rows(v_);
@@ -140,15 +142,23 @@ std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q_, const Tensor& k_, con
   Tensor lse_pair = new_tensor({2, p.batch, p.heads, p.seq_q}, q.options().dtype(at::kFloat));
   p.out = out.data_ptr();
   p.lse = lse_pair.data_ptr<float>();
-  cpu::attention_fwd(p);
-  return {out, lse_pair};
+  if constexpr (kKeep) {
+    Tensor kept = new_tensor({cpu::attention_kept_bytes(p)}, q.options().dtype(at::kByte));
+    if (kept.numel()) p.kept = kept.data_ptr();
+    cpu::attention_fwd(p);
+    return std::tuple{out, lse_pair, kept};
+  } else {
+    cpu::attention_fwd(p);
+    return std::tuple{out, lse_pair};
+  }
 }
 
 std::vector<Tensor> attention_bwd(const Tensor& dout_, const OptionalTensor& dlse_, const Tensor& q_, const Tensor& k_,
                                   const Tensor& v_, const OptionalTensor& lo, const OptionalTensor& hi,
                                   const OptionalTensor& bias, const OptionalTensor& sink, const OptionalTensor& gate,
                                   const Tensor& out_, const Tensor& lse_pair, double scale, double softcap,
-                                  double dropout_p, const OptionalTensor& seed, const std::vector<bool>& needs) {
+                                  double dropout_p, const OptionalTensor& seed, const std::vector<bool>& needs,
+                                  const OptionalTensor& kept) {
   const c10::NoGradGuard no_grad;
   TORCH_CHECK_VALUE(needs.size() == 6, "needs: expected 6 flags, got ", needs.size());
   check_rows(q_, "q"), check_rows(k_, "k"), check_rows(v_, "v"), check_rows(dout_, "dout"), check_rows(out_, "out");
@@ -197,6 +207,11 @@ std::vector<Tensor> attention_bwd(const Tensor& dout_, const OptionalTensor& dls
   };
   dsink = head_gradient(needs[4], sink, p.dsink);
   dgate = head_gradient(needs[5], gate, p.dgate);
+  if (kept) {
+    check_dtype(*kept, at::kByte, "kept");
+    TORCH_CHECK_VALUE(kept->is_cpu() && kept->is_contiguous(), "kept: expected a contiguous CPU tensor");
+    if (kept->numel() && kept->numel() == cpu::attention_kept_bytes(p)) p.kept = kept->data_ptr();
+  }
   cpu::attention_bwd(p);
   if (p.dbias) dbias = dbias.to(bias->scalar_type());
   return {dq, dk, dv, dbias, dsink, dgate};
@@ -229,7 +244,8 @@ Tensor attention_map(const Tensor& q_, const Tensor& k_, const OptionalTensor& l
 
 void register_attention(py::module& m) {
   const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("attention_fwd", &attention_fwd, unlocked);
+  m.def("attention_fwd", &attention_fwd<false>, unlocked);
+  m.def("attention_fwd_kept", &attention_fwd<true>, unlocked);
   m.def("attention_bwd", &attention_bwd, unlocked);
   m.def("attention_map", &attention_map, unlocked);
 }

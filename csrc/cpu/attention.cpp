@@ -21,8 +21,8 @@ extern const AttentionKernels attention_kernels;
 
 namespace {
 
-const AttentionKernels& kernels() {
-  switch (current_isa()) {
+const AttentionKernels& kernels_of(Isa isa) {
+  switch (isa) {
 #if FASTFUSE_HAVE_AMX
     case Isa::kAmx:
       return amx::attention_kernels;
@@ -44,10 +44,37 @@ const AttentionKernels& kernels() {
   }
 }
 
+const AttentionKernels& kernels() { return kernels_of(current_isa()); }
+
+// What is kept begins with the instruction set that wrote it, on a cache line of its own.
+constexpr int64_t kLine = 64;
+
+char* after_line(void* kept) { return static_cast<char*>(kept) + kLine; }
+
 }  // namespace
 
-void attention_fwd(const AttentionForward& problem) { kernels().fwd(problem); }
-void attention_bwd(const AttentionBackward& problem) { kernels().bwd(problem); }
+int64_t attention_kept_bytes(const AttentionProblem& problem) {
+  const int64_t bytes = kernels().kept_bytes(problem);
+  return bytes ? kLine + bytes : 0;
+}
+
+void attention_fwd(const AttentionForward& problem) {
+  const Isa isa = current_isa();
+  AttentionForward p = problem;
+  if (p.kept) {
+    *static_cast<Isa*>(p.kept) = isa;
+    p.kept = after_line(p.kept);
+  }
+  kernels_of(isa).fwd(p);
+}
+
+void attention_bwd(const AttentionBackward& problem) {
+  const Isa isa = current_isa();
+  AttentionBackward p = problem;
+  if (p.kept) p.kept = *static_cast<Isa*>(p.kept) == isa ? after_line(p.kept) : nullptr;
+  kernels_of(isa).bwd(p);
+}
+
 void attention_map(const AttentionMap& problem) { kernels().map(problem); }
 
 }  // namespace fastfuse::cpu

@@ -2,7 +2,7 @@
 // cache:
 //
 //     for each block of keys, for each query tile, for each tile of keys of the block
-//         X   = K Q^T,   P = exp(scale X - lse)                   [keys][lanes]
+//         X   = K Q^T,   P = exp(scale X - lse)                   [keys][lanes], or P = what the forward kept
 //         dP  = V dO^T
 //         dS  = P (keep dP tanh(gate) / (1 - dropout_p) - delta)
 //         dV += (P keep / (1 - dropout_p) tanh(gate)) dO,   dK += dS^T Q,   dQ += dS K
@@ -17,6 +17,7 @@
 
 #include "cpu/arena.h"
 #include "cpu/attention_bwd_tile.h"
+#include "cpu/attention_kept.h"
 #include "cpu/attention_softmax.h"
 #include "cpu/buffer.h"
 
@@ -66,10 +67,12 @@ struct BackwardTask {
   using T = typename Engine::Element;
   using Packed = typename Engine::Packed;
   using KeyOperand = Operand<Packed>;
+  using From = typename GradientTile<Engine>::From;
 
   const AttentionBackward& p;
   const BackwardPlan& plan;
   const int64_t stack_rows;
+  const KeptWeights<Engine> kept;
   int64_t part;
 
   QueryTile* t;
@@ -84,13 +87,13 @@ struct BackwardTask {
   KeyOperand *k_rows, *v_rows, *k_sums;  // of each tile of keys of the block
 
   BackwardTask(const AttentionBackward& problem, const BackwardPlan& the_plan)
-      : p(problem), plan(the_plan), stack_rows(Stack(problem).rows), tile(problem) {
+      : p(problem), plan(the_plan), stack_rows(Stack(problem).rows), kept(problem, problem.kept), tile(problem) {
     with_arena([&](Arena& arena) {
       const int64_t key_tiles = plan.block / Engine::kTileK;
       t = arena.take<QueryTile>(1);
       tile.take(arena);
-      p_scratch = arena.take<Packed>(Engine::weights_scratch());
-      ds_scratch = arena.take<Packed>(Engine::weights_scratch());
+      p_scratch = take_weights<Engine>(arena);
+      ds_scratch = take_weights<Engine>(arena);
       q_lanes = arena.take<Packed>(Engine::lanes_size(p.dim));
       q_natural = arena.take<Packed>(Engine::natural_size(p.dim));
       dout_lanes = arena.take<Packed>(Engine::lanes_size(p.dim_v));
@@ -223,7 +226,7 @@ struct BackwardTask {
 
   void load_queries() {
     const TileRows<T> q = tile_rows<T>(p.q, p.dim, *t, q_rows), dout = tile_rows<T>(p.dout, p.dim_v, *t, dout_rows);
-    Engine::pack_lanes(q.data, q.stride, t->rows, p.dim, q_lanes, t->lanes);
+    if (!p.kept) Engine::pack_lanes(q.data, q.stride, t->rows, p.dim, q_lanes, t->lanes);
     Engine::pack_lanes(dout.data, dout.stride, t->rows, p.dim_v, dout_lanes, t->lanes);
     if (p.dk) Engine::pack_natural(q.data, q.stride, t->rows, p.dim, q_natural);
     if (p.dv) Engine::pack_natural(dout.data, dout.stride, t->rows, p.dim_v, dout_natural);
@@ -231,7 +234,7 @@ struct BackwardTask {
   }
 
   // The tile of keys after the one at `key`, or the first one of the next head.
-  Ahead next_keys(int64_t key) const {
+  Ahead<2> next_keys(int64_t key) const {
     const int64_t pair = t->batch * p.kv_heads + t->head[0] / (p.heads / p.kv_heads), soon = key + Engine::kTileK;
     const bool more = soon < p.seq_k;
     const int64_t next = more ? pair : min_of(pair + 1, p.batch * p.kv_heads - 1), row = more ? soon : 0;
@@ -240,7 +243,7 @@ struct BackwardTask {
   }
 
   // Rows of dK and dV of the keys from `key` on; where one is not wanted, memory that is in cache.
-  Ahead results(int64_t key) const {
+  Ahead<2> results(int64_t key) const {
     const int64_t row = (t->batch * p.kv_heads + t->head[0] / (p.heads / p.kv_heads)) * p.seq_k + key;
     const auto rows = [&](void* result, int64_t dim) {
       return result ? stream_of(static_cast<T*>(result) + row * dim, dim) : stream_of(tile.scores, 0);
@@ -258,13 +261,29 @@ struct BackwardTask {
 
     const KeyGradient dk_tile = dk_block.skip_rows(keys.begin - begin),
                       dv_tile = dv_block.skip_rows(keys.begin - begin);
-    const Ahead reads = next_keys(key), writes = results(keys.begin);
-    Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores, tile.rest,
-                           i > 0 ? nullptr : &reads);
-    finish_scores(p, tile.units, *t, keys, tile.scores, tile.rest, tile.slope);
-    Engine::scores_product(n, lanes, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,
-                           tile.dp_rest, i > 0 ? nullptr : &writes);
-    tile.find_gradients(*t, keys, p_weights, ds_weights);
+    const Ahead<2> reads = next_keys(key), writes = results(keys.begin);
+    const auto find_scores = [&](const auto& beside) {
+      Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores,
+                             tile.rest, beside);
+      finish_scores(p, tile.units, *t, keys, tile.scores, tile.rest, tile.slope);
+    };
+    const auto find_dp = [&](const auto& beside) {
+      Engine::scores_product(n, lanes, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,
+                             tile.dp_rest, beside);
+    };
+    if (p.kept) {
+      const int64_t place = kept.at(t->row / stack_rows, i, t->lanes, key);
+      const Stream soon = stream_of(kept.tile(place + lanes), lanes);
+      const auto weights = Engine::template weights<true, false>(nullptr, lanes, kept.tile(place));
+      i > 0 ? find_dp(Alone{})
+            : find_dp(Ahead<5>{{soon, reads.streams[0], reads.streams[1], writes.streams[0], writes.streams[1]}});
+      tile.take_kept(weights, kept.references + place, lanes);
+      tile.template find_gradients<From::kKept>(*t, keys, p_weights, ds_weights);
+    } else {
+      i > 0 ? find_scores(Alone{}) : find_scores(reads);
+      i > 0 ? find_dp(Alone{}) : find_dp(writes);
+      tile.template find_gradients<From::kScores>(*t, keys, p_weights, ds_weights);
+    }
 
     bool accumulate = touched[index];
     if (!accumulate && n < last - key) {

@@ -15,6 +15,8 @@ template <class Engine>
 struct GradientTile {
   using PWeights = typename Engine::template Weights<false, true>;
   using DsWeights = typename Engine::template Weights<true, true>;
+  using Kept = typename Engine::template Weights<true, false>;
+  enum class From { kScores, kKept, kProbabilities };  // what there is of P
 
   const AttentionBackward& p;
   const ScoreUnits units;
@@ -23,6 +25,8 @@ struct GradientTile {
   alignas(64) float lse_high[kTileQ], lse_low[kTileQ], lane_dlse[kTileQ], lane_sink[kTileQ], gate[kTileQ],
       dgate[kTileQ];
   alignas(64) float center[kTileQ], offset[kTileQ];
+  Kept kept;
+  alignas(64) float kept_share[kTileQ];  // P = kept kept_share
 
   explicit GradientTile(const AttentionBackward& problem) : p(problem), units(problem) {}
 
@@ -59,15 +63,26 @@ struct GradientTile {
     }
   }
 
+  // What the forward kept of this tile serves instead of its scores; references: of its lanes.
+  void take_kept(Kept weights, const float* references, int lanes) {
+    kept = weights;
+    for (int lane = 0; lane < lanes; lane += kLanes) {
+      const vf share =
+          probability<false>(references + lane, nullptr, units, load(lse_high + lane), load(lse_low + lane));
+      store(kept_share + lane, share);
+    }
+  }
+
   // scores and dp hold the products; afterwards the weights do, and dbias has its share.
+  template <From kFrom>
   void find_gradients(const QueryTile& t, KeyRange keys, const PWeights& p_weights, const DsWeights& ds_weights) {
     const int64_t n = keys.size();
     if (keep) dropout_tile(p, t, keys.begin, n, keep);
     const bool whole = keys.begin <= t.key_begin && keys.end == t.key_end;  // all that these queries see
     for (int lane = 0; lane < t.lanes; lane += kLanes) {
-      if (whole) find_probabilities(n, t.lanes, lane);
-      if (whole) gradient_column<true>(n, t.lanes, lane, p_weights, ds_weights);
-      if (!whole) gradient_column<false>(n, t.lanes, lane, p_weights, ds_weights);
+      if (whole) find_probabilities<kFrom>(n, t.lanes, lane);
+      if (whole) gradient_column<From::kProbabilities>(n, t.lanes, lane, p_weights, ds_weights);
+      if (!whole) gradient_column<kFrom>(n, t.lanes, lane, p_weights, ds_weights);
     }
     p_weights.finish(n);
     ds_weights.finish(n);
@@ -80,19 +95,29 @@ struct GradientTile {
     return keep ? (vf)((vi)(g * kept_share) & load(keep + at)) : g;
   }
 
-  FF_INLINE vf find_probability(int64_t at, vf high, vf low) const {
+  // Of one vector of lanes; high, low: its lse, high being the kept weights' share where those are there.
+  template <From kFrom>
+  FF_INLINE vf find_probability(int64_t row, int64_t lanes, int lane, vf high, vf low) const {
+    const int64_t at = row * lanes + lane;
+    if constexpr (kFrom == From::kProbabilities) return load(scores + at);
+    if constexpr (kFrom == From::kKept) return kept.get(row, lane) * high;
     return probability<Engine::kShortExp>(scores + at, rest ? rest + at : nullptr, units, high, low);
+  }
+  template <From kFrom>
+  FF_INLINE vf high_of(int lane) const {
+    return load((kFrom == From::kKept ? kept_share : lse_high) + lane);
   }
 
   // One vector of lanes: scores become probabilities, and delta is summed from them in two steps,
   //     center = sum_j p_j dp_j,   delta = center (1 - p_sink) + sum_j p_j (dp_j - center),
   // the second tiny where one key has nearly all probability, and its error too; left out where p is short of float32.
+  template <From kFrom>
   void find_probabilities(int64_t n, int64_t lanes, int lane) {
-    const vf high = load(lse_high + lane), low = load(lse_low + lane), kept_share = splat(1 / (1 - p.dropout_p));
+    const vf high = high_of<kFrom>(lane), low = load(lse_low + lane), kept_share = splat(1 / (1 - p.dropout_p));
     vf sum{}, correction{};
     for (int64_t j = 0; j < n; j++) {
       const int64_t at = j * lanes + lane;
-      const vf prob = find_probability(at, high, low);
+      const vf prob = find_probability<kFrom>(j, lanes, lane, high, low);
       store(scores + at, prob);
       sum = fma(prob, received(at, kept_share), sum);
     }
@@ -109,15 +134,15 @@ struct GradientTile {
   }
 
   // One vector of lanes: from products to the weights P and dS.
-  template <bool kHaveProbabilities>
+  template <From kFrom>
   void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights) {
-    const vf high = load(lse_high + lane), low = load(lse_low + lane), middle = load(center + lane),
+    const vf high = high_of<kFrom>(lane), low = load(lse_low + lane), middle = load(center + lane),
              from = load(offset + lane);
     const vf open = p.gate ? load(gate + lane) : splat(1.0f), kept_share = splat(1 / (1 - p.dropout_p));
     vf gate_sum = load(dgate + lane);
     const auto gradient = [&](int64_t row, vf& weight) FF_LAMBDA {
       const int64_t at = row * lanes + lane;
-      const vf prob = kHaveProbabilities ? load(scores + at) : find_probability(at, high, low);
+      const vf prob = find_probability<kFrom>(row, lanes, lane, high, low);
       const vf g = received(at, kept_share);
       weight = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;
       if (p.gate) {

@@ -48,8 +48,9 @@ struct AmxEngine {
   static void rows_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c) {
     amx::gemm(n, lanes, d, a.data, a.ld, b, lanes, c, lanes, false);
   }
+  template <class Beside = Alone>
   static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*,
-                             const Ahead* = nullptr) {
+                             const Beside& = {}) {
     rows_product(n, lanes, d, a, b, c);
   }
   // Sum [d][lanes], transposed: weights by pairs of keys are a right operand.

@@ -55,10 +55,11 @@ struct FloatEngine : RowSum {
       gemm<false>(n, lanes, terms, a.data + i, a.ld, b + i * lanes, lanes, c, lanes, i > 0, beside.skip(0, i * 4));
     }
   }
+  template <class Beside = Alone>
   static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<float> a, const float* b, float* c,
-                             float* rest, const Ahead* ahead = nullptr) {
+                             float* rest, const Beside& beside = {}) {
     if (rest) return gemm_precise(n, lanes, d, a.data, a.ld, b, lanes, c, rest, lanes);
-    ahead ? rows_product(n, lanes, d, a, b, c, *ahead) : rows_product(n, lanes, d, a, b, c, Alone{});
+    rows_product(n, lanes, d, a, b, c, beside);
   }
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const float* weights, Operand<float> b,
                           float* sum, bool accumulate) {
@@ -69,13 +70,14 @@ struct FloatEngine : RowSum {
     gemm<false>(n, d, m, a, lanes, b, natural_ld(d), c, ldc, accumulate);
   }
 
-  // Weights overwrite the float tile that they were computed from.
+  // Weights overwrite the float tile that they were computed from, unless they are wanted elsewhere.
   template <bool kByKeys, bool kByLanes>
   struct Weights {
     float* tile;  // [n][lanes]
     int64_t lanes;
     float* by_keys() const { return tile; }   // left operand of sum_product
     float* by_lanes() const { return tile; }  // left operand of lanes_product, leading size weights_ld
+    FF_INLINE vf get(int64_t row, int64_t lane) const { return load(tile + row * lanes + lane); }
     FF_INLINE void put(int64_t row, int64_t lane, vf a) const { store(tile + row * lanes + lane, a); }
     FF_INLINE void put(int64_t row, int64_t lane, vf a, vf b) const {
       put(row, lane, a);
@@ -85,8 +87,8 @@ struct FloatEngine : RowSum {
   };
   static int64_t weights_scratch() { return 0; }
   template <bool kByKeys, bool kByLanes>
-  static Weights<kByKeys, kByLanes> weights(float* tile, int64_t lanes, float*) {
-    return {tile, lanes};
+  static Weights<kByKeys, kByLanes> weights(float* tile, int64_t lanes, float* elsewhere) {
+    return {elsewhere ? elsewhere : tile, lanes};
   }
   static int64_t weights_ld(int64_t lanes) { return lanes; }
 };

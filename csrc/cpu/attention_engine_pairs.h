@@ -51,9 +51,10 @@ struct PairEngine : RowSum {
     gemm<false, PairTerm>(n, lanes, ceil_div(d, 2), as_pairs(a.data), a.ld / 2, as_pairs(b), lanes, c, lanes, false,
                           beside);
   }
+  template <class Beside = Alone>
   static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*,
-                             const Ahead* ahead = nullptr) {
-    ahead ? rows_product(n, lanes, d, a, b, c, *ahead) : rows_product(n, lanes, d, a, b, c, Alone{});
+                             const Beside& beside = {}) {
+    rows_product(n, lanes, d, a, b, c, beside);
   }
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const bf16* weights, Operand<bf16> b,
                           float* sum, bool accumulate) {

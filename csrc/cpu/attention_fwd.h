@@ -14,6 +14,7 @@
 #include "cpu/arena.h"
 #include "cpu/attention_decode.h"
 #include "cpu/attention_dropout.h"
+#include "cpu/attention_kept.h"
 #include "cpu/attention_softmax.h"
 #include "cpu/buffer.h"
 
@@ -29,12 +30,29 @@ struct ForwardPlan {
   float* partial_lse;  // [splits][2, B, H, Sq] or null
 };
 
+// Whether few queries take the path of attention_decode.h.
+template <class Engine>
+bool streams_keys(const AttentionProblem& p) {
+  return Stack(p).rows <= kDecodeRows && !p.bias && p.dropout_p == 0 && p.seq_k > 1 && !keeps_rest<Engine>(p);
+}
+
+// Bytes for what the forward leaves to the backward, attention_kept.h; 0: nothing.
+template <class Engine>
+int64_t kept_bytes(const AttentionProblem& p) {
+  const bool whole = p.softcap == 0 && p.dropout_p == 0;  // P is all that the backward needs of the scores
+  if (!whole || streams_keys<Engine>(p) || keeps_rest<Engine>(p)) return 0;
+  const int64_t bytes = KeptWeights<Engine>(p, nullptr).bytes();
+  const int64_t keys_values =
+      p.batch * p.kv_heads * p.seq_k * (p.dim + p.dim_v) * int64_t(sizeof(typename Engine::Element));
+  return bytes <= keys_values ? bytes : 0;
+}
+
 template <class Engine>
 ForwardPlan plan_forward(const AttentionForward& p) {
   ForwardPlan plan{};
   const int64_t heads = p.batch * p.kv_heads, wanted = 3 * p.pool.threads;
   plan.tiles = ceil_div(Stack(p).rows, kTileQ);
-  plan.few = Stack(p).rows <= kDecodeRows && !p.bias && p.dropout_p == 0 && p.seq_k > 1 && !keeps_rest<Engine>(p);
+  plan.few = streams_keys<Engine>(p);
   plan.block = Engine::kPacksKeys ? min_of<int64_t>(4, plan.tiles) : 1;
   while (plan.block > 1 && heads * ceil_div(plan.tiles, plan.block) < wanted) plan.block /= 2;
   plan.blocks = ceil_div(plan.tiles, plan.block);
@@ -119,6 +137,7 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
   const int64_t keys_begin = split * plan.split, keys_end = min_of(keys_begin + plan.split, p.seq_k);
   const int64_t stack_rows = Stack(p).rows;
   const ScoreUnits units(p);
+  const KeptWeights<Engine> kept(p, p.kept);
 
   ForwardTile<Engine>* work;
   float *scores, *rest;
@@ -132,7 +151,7 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     keep = p.dropout_p > 0 ? arena.take<int32_t>(Engine::kTileK * kTileQ) : nullptr;
     key_scratch = arena.take<Packed>(Engine::key_scratch(p.dim));
     value_scratch = arena.take<Packed>(Engine::sum_scratch(p.dim_v));
-    weight_scratch = arena.take<Packed>(Engine::weights_scratch());
+    weight_scratch = take_weights<Engine>(arena);
     row_scratch = arena.take<T>(kTileQ * p.dim);
     for (int64_t i = 0; i < tiles; i++) {
       Packed* queries = arena.take<Packed>(Engine::lanes_size(p.dim));
@@ -168,19 +187,26 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     const T *next_k = row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, soon),
             *next_v = row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, soon);
     const T* coming_v = Engine::kPacksKeys ? next_v : row_of<T>(p.v, batch, kv_head, key);
-    const Ahead ahead = {{stream_of(next_k, p.k.stride[2]), stream_of(coming_v, p.v.stride[2])}};
-    const Ahead* first = &ahead;
+    Ahead<3> ahead = {{stream_of(next_k, p.k.stride[2]), stream_of(coming_v, p.v.stride[2]), stream_of(scores, 0)}};
+    bool first = true;
     for (int64_t i = 0; i < tiles; i++) {
       const QueryTile& t = work[i].tile;
       const KeyRange keys = visible_keys(t, key, last);
       const int64_t n = keys.size(), skipped = keys.begin - key;
       if (n <= 0) continue;
-      Engine::scores_product(n, t.lanes, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, first);
-      first = nullptr;
+      const auto find_products = [&](const auto& beside) {
+        Engine::scores_product(n, t.lanes, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, beside);
+      };
+      const int64_t place = kept.at(head, first_tile + i, t.lanes, key);
+      if (p.kept) ahead.streams[2] = stream_of(kept.tile(place), t.lanes);
+      first ? find_products(ahead) : find_products(Alone{});
+      first = false;
       finish_scores(p, units, t, keys, scores, rest);
       if (keep) dropout_tile(p, t, keys.begin, n, keep);
-      const auto weights = Engine::template weights<true, false>(scores, t.lanes, weight_scratch);
+      const auto weights =
+          Engine::template weights<true, false>(scores, t.lanes, p.kept ? kept.tile(place) : weight_scratch);
       const bool moved = softmax_tile<Engine>(scores, rest, n, t.lanes, units, work[i].state, keep, weights);
+      if (p.kept) __builtin_memcpy(kept.references + place, work[i].state.max, t.lanes * sizeof(float));
       if (moved && work[i].started) Engine::scale_sum(work[i].out, t.rows, t.lanes, p.dim_v, work[i].state.rescale);
       Engine::sum_product(t.rows, t.lanes, p.dim_v, n, weights.by_keys(), Engine::skip_sum(v, skipped), work[i].out,
                           work[i].started);

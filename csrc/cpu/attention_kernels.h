@@ -20,6 +20,16 @@ using BFloat16Engine = FloatEngine<bf16>;
 
 extern const AttentionKernels attention_kernels;
 const AttentionKernels attention_kernels = {
+    [](const AttentionProblem& p) {
+      switch (p.dtype) {
+        case DType::kBFloat16:
+          return kept_bytes<BFloat16Engine>(p);
+        case DType::kFloat16:
+          return kept_bytes<FloatEngine<f16>>(p);
+        default:
+          return kept_bytes<FloatEngine<float>>(p);
+      }
+    },
     [](const AttentionForward& p) {
       switch (p.dtype) {
         case DType::kBFloat16:

@@ -5,6 +5,7 @@
 // rows.
 #pragma once
 
+#include "cpu/arena.h"
 #include "cpu/attention_engine.h"
 #include "fastfuse/attention.h"
 
@@ -87,6 +88,13 @@ TileRows<T> tile_rows(const Rows& x, int64_t dim, const QueryTile& t, T* scratch
     __builtin_memcpy(scratch + lane * dim, row_of<T>(x, t.batch, t.head[lane], t.query[lane]), dim * sizeof(T));
   }
   return {scratch, dim};
+}
+
+// Scratch for the weights of a tile; null where they overwrite their scores.
+template <class Engine>
+typename Engine::Packed* take_weights(Arena& arena) {
+  const int64_t size = Engine::weights_scratch();
+  return size ? arena.take<typename Engine::Packed>(size) : nullptr;
 }
 
 // Per-lane copy of a value that each head has.

@@ -17,6 +17,10 @@ struct PairWeights {
   int64_t lanes;
   bf16* by_keys() const { return pairs; }
   bf16* by_lanes() const { return rows; }
+  FF_INLINE vf get(int64_t row, int64_t lane) const {
+    const vu both = (vu)load((const float*)(pairs + row / 2 * 2 * lanes + 2 * lane));
+    return (vf)(row % 2 ? both & 0xffff0000u : both << 16);
+  }
   FF_INLINE void put(int64_t row, int64_t lane, vf a) const {
     if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), pair(a, vf{}));
     if constexpr (kByLanes) store_as(rows + row * weights_ld(lanes) + lane, a);

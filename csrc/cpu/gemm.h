@@ -17,6 +17,7 @@
 //     gemm_precise(m, n, k, A, lda, B, ldb, C, rest, ldc):   C + rest = A B, summed in double, as two floats
 #pragma once
 
+#include "cpu/ahead.h"
 #include "cpu/simd.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
@@ -34,13 +35,6 @@ struct PairTerm {
 };
 FF_INLINE const float* as_pairs(const bf16* p) { return reinterpret_cast<const float*>(p); }
 #endif
-
-// What a product does beside its arithmetic in step p of a block of rows: nothing, or Ahead of attention_engine.h.
-struct Alone {
-  FF_INLINE void step(int64_t) const {}
-  FF_INLINE Alone skip(int64_t, int64_t) const { return {}; }
-  FF_INLINE Alone skip_rows(int64_t) const { return {}; }
-};
 
 template <class Term, class Beside, int R, int W, bool kTransA>
 void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from fastfuse.backends import Problem
@@ -38,13 +39,18 @@ def reasons(problem: Problem) -> list[str]:
 
 if _missing is None:
     attention_fwd = _C.attention_fwd
-    attention_bwd = _C.attention_bwd
+    attention_fwd_kept = _C.attention_fwd_kept
+    attention_bwd_kept = _C.attention_bwd
     attention_map = _C.attention_map
     pair_softmax_fwd = _C.pair_softmax_fwd
     pair_softmax_bwd = _C.pair_softmax_bwd
     pair_sigmoid = _C.pair_sigmoid
     similarity_topk = _C.similarity_topk
     retrieval_ranks = _C.retrieval_ranks
+
+
+def attention_bwd(*args: Any) -> list[Tensor]:
+    return _C.attention_bwd(*args, None)
 
 
 def isas() -> tuple[str, ...]:

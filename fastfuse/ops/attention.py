@@ -2,8 +2,9 @@
 
 Forward saves its inputs, out and lse_pair, the same on every backend, so that one backend's forward pairs with
 another's backward. lse_pair (2, B, H, Sq) is the log-sum-exp in float32, natural log, and what that rounding left out:
-exp(s - lse) with one float32 would be off by 2^-24 |lse|, far more than eager PyTorch is. Double backward goes through
-the dense formula.
+exp(s - lse) with one float32 would be off by 2^-24 |lse|, far more than eager PyTorch is. A backend may keep something
+more for a backward of its own, which does without where it is missing, as under torch.compile. Double backward goes
+through the dense formula.
 """
 
 from __future__ import annotations
@@ -87,23 +88,43 @@ def attention_fwd(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return _forward(q, *args) if is_plain(q) else torch.ops.fastfuse.attention_fwd.default(q, *args)
 
 
+def _forward_kept(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """attention_fwd, and what its backend keeps for the backward, uint8; perhaps nothing."""
+    *options, backend = rest
+    if is_plain(q):
+        chosen = select(_problem("attention_fwd", q, v.shape[3]), backend)
+        if hasattr(chosen, "attention_fwd_kept"):
+            return chosen.attention_fwd_kept(q, k, v, *options)
+    return *attention_fwd(q, k, v, *rest), q.new_empty(0, dtype=torch.uint8)
+
+
+def _backward_kept(kept: Tensor, dout: Tensor, dlse: Tensor | None, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    k, v, *options, backend = rest
+    if kept.numel() and is_plain(q):
+        chosen = select(_problem("attention_bwd", q, v.shape[3]), backend)
+        if hasattr(chosen, "attention_bwd_kept"):
+            return chosen.attention_bwd_kept(dout, dlse, q, k, v, *options, kept)
+    return torch.ops.fastfuse.attention_bwd(dout, dlse, q, *rest)
+
+
 class Attention(torch.autograd.Function):
-    """(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed, backend) -> (out, lse_pair)."""
+    """(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed, backend) -> (out, lse_pair, kept)."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return attention_fwd(*args)
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _forward_kept(*args)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed, ctx.backend = inputs
         ctx.scale, ctx.softcap, ctx.dropout_p = scale, softcap, dropout_p
         ctx.save_for_backward(q, k, v, lo, hi, bias, sink, gate, seed, *output)
+        ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dlse_pair: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, lo, hi, bias, sink, gate, seed, out, lse_pair = ctx.saved_tensors
+    def backward(ctx: Any, dout: Tensor | None, dlse_pair: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        q, k, v, lo, hi, bias, sink, gate, seed, out, lse_pair, kept = ctx.saved_tensors
         needs = [ctx.needs_input_grad[i] for i in (0, 1, 2, 5, 6, 7)]
         if dout is None and dlse_pair is None:
             return (None,) * 13
@@ -117,6 +138,6 @@ class Attention(torch.autograd.Function):
             dout = dout if dout.stride(3) == 1 else dout.contiguous()  # a sum's gradient has stride 0
             saved = (q, k, v, lo, hi, bias, sink, gate, out, lse_pair)
             options = (scale, softcap, dropout_p, seed, needs, ctx.backend)
-            grads = torch.ops.fastfuse.attention_bwd(dout, dlse, *saved, *options)
+            grads = _backward_kept(kept, dout, dlse, *saved, *options)
         dq, dk, dv, dbias, dsink, dgate = (g if need else None for g, need in zip(grads, needs, strict=True))
         return dq, dk, dv, None, None, dbias, dsink, dgate, None, None, None, None, None

@@ -47,6 +47,7 @@ struct AttentionForward : AttentionProblem {
   void* out;   // [B, H, Sq, Dv] contiguous
   float* lse;  // [2, B, H, Sq]: natural log, with the sink, -inf where a query sees nothing; then what its rounding
                // left out
+  void* kept = nullptr;  // attention_kept_bytes, 64-byte aligned, for the backward; or null
 };
 
 struct AttentionBackward : AttentionProblem {
@@ -54,6 +55,7 @@ struct AttentionBackward : AttentionProblem {
   Rows out;                     // [B, H, Sq, Dv], after the gate
   const float* lse;             // [2, B, H, Sq]
   const float* dlse = nullptr;  // [B, H, Sq] or null
+  void* kept = nullptr;         // what the forward of this problem left there, or null
   // Any gradient may be null: not wanted.
   void* dq = nullptr;            // [B, H, Sq, D] contiguous
   void* dk = nullptr;            // [B, Hk, Sk, D] contiguous
@@ -76,11 +78,15 @@ struct AttentionMap : AttentionProblem {
 
 // One table for each instruction set.
 struct AttentionKernels {
+  int64_t (*kept_bytes)(const AttentionProblem&);
   void (*fwd)(const AttentionForward&);
   void (*bwd)(const AttentionBackward&);
   void (*map)(const AttentionMap&);
 };
 
+// Bytes that a forward with few queries may leave to its backward, which spares it the scores: no more than K and V take.
+// 0: nothing. What one instruction set left another does not read; its backward does without.
+int64_t attention_kept_bytes(const AttentionProblem& problem);
 void attention_fwd(const AttentionForward& problem);
 void attention_bwd(const AttentionBackward& problem);
 void attention_map(const AttentionMap& problem);

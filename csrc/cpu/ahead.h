@@ -1,0 +1,42 @@
+// What a product of gemm.h does beside its arithmetic in step p of a block of rows: nothing, Alone, or Ahead.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace fastfuse::cpu::FASTFUSE_ISA {
+
+struct Alone {
+  FF_INLINE void step(int64_t) const {}
+  FF_INLINE Alone skip(int64_t, int64_t) const { return {}; }
+  FF_INLINE Alone skip_rows(int64_t) const { return {}; }
+};
+
+// Rows that will be read or written soon, asked for in step with a product, whose arithmetic hides their way from memory:
+// in step p line p / 16 of row p % 16, a row of 16 steps being a cache line. A block of rows asks for 16 of each stream:
+// those that correspond to its own, and more, which costs nothing.
+struct Stream {
+  const char* data;
+  int64_t stride;  // bytes
+};
+
+template <int N>
+struct Ahead {
+  Stream streams[N];
+
+  FF_INLINE void step(int64_t p) const {
+    for (const Stream& s : streams) __builtin_prefetch(s.data + p % 16 * s.stride + p / 16 * 64);
+  }
+  FF_INLINE Ahead skip(int64_t rows, int64_t bytes) const {
+    Ahead moved = *this;
+    for (Stream& s : moved.streams) s.data += rows * s.stride + bytes;
+    return moved;
+  }
+  FF_INLINE Ahead skip_rows(int64_t rows) const { return skip(rows, 0); }
+};
+
+template <class T>
+FF_INLINE Stream stream_of(const T* data, int64_t stride) {
+  return {(const char*)data, stride * int64_t(sizeof(T))};
+}
+
+}  // namespace fastfuse::cpu::FASTFUSE_ISA

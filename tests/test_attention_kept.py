@@ -1,0 +1,81 @@
+"""What a forward leaves to its backward is a matter of speed: gradients are right with it and without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from budget import assert_within_budget
+from cases import AttentionCase
+from platforms import PLATFORMS, Platform, name
+from test_attention import expected
+from torch import Tensor
+
+from fastfuse.backends import load
+
+KEEPING = [
+    (platform, dtype) for platform in PLATFORMS if platform.serves("attention_fwd_kept") for dtype in platform.dtypes
+]
+SHORT = AttentionCase("short", B=2, H=3, Sq=37, Sk=197, D=64)  # its weights are fewer than its keys and values
+LONG = AttentionCase("long", B=1, H=1, Sq=197, Sk=197, D=64)
+
+
+def _problem(case: AttentionCase, dtype: torch.dtype, device: str) -> tuple[tuple[Any, ...], Any]:
+    inputs, truth, peer = expected(case, dtype, device)
+    q, k, v = (inputs.leaves[n].detach().contiguous() for n in "qkv")
+    span = (None, None) if inputs.span is None else (inputs.span.lo, inputs.span.hi)
+    return (q, k, v, *span, None, None, None), (inputs, truth, peer)
+
+
+def _forward(backend: Any, problem: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    return backend.attention_fwd_kept(*problem, problem[0].shape[3] ** -0.5, 0.0, 0.0, None)
+
+
+def _backward(backend: Any, problem: tuple[Any, ...], inputs: Any, forward: tuple[Tensor, ...]) -> list[Tensor]:
+    out, lse_pair, kept = forward
+    options = (problem[0].shape[3] ** -0.5, 0.0, 0.0, None, [True] * 3 + [False] * 3)
+    dout, dlse = inputs.dout.contiguous(), inputs.dlse.contiguous()
+    return backend.attention_bwd_kept(dout, dlse, *problem, out, lse_pair, *options, kept)[:3]
+
+
+@pytest.mark.parametrize(("platform", "dtype"), KEEPING, ids=name)
+def test_gradients_with_and_without_it(platform: Platform, dtype: torch.dtype) -> None:
+    backend = load(platform.backend)
+    problem, (inputs, truth, peer) = _problem(SHORT, dtype, platform.device)
+    with platform.active():
+        forward = _forward(backend, problem)
+        kept = forward[2]
+        assert 0 < kept.nbytes <= problem[1].nbytes + problem[2].nbytes + 64
+        found = [_backward(backend, problem, inputs, (*forward[:2], k)) for k in (kept, kept[:0])]
+        again = _backward(backend, problem, inputs, forward)
+    for grads in found:
+        for what, grad in zip(("dq", "dk", "dv"), grads, strict=True):
+            assert_within_budget(what, grad, truth[what], peer[what], dtype)
+    for first, second in zip(found[0], again, strict=True):
+        assert torch.equal(first, second)  # it is read, not used up
+
+
+@pytest.mark.parametrize(("platform", "dtype"), KEEPING, ids=name)
+def test_nothing_is_kept_of_many_queries(platform: Platform, dtype: torch.dtype) -> None:
+    problem, _ = _problem(LONG, dtype, platform.device)
+    with platform.active():
+        assert _forward(load(platform.backend), problem)[2].numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+def test_what_another_instruction_set_left_is_not_read(dtype: torch.dtype) -> None:
+    sets = [platform for platform, served in KEEPING if platform.isa is not None and served == dtype]
+    problem, (inputs, _, _) = _problem(SHORT, dtype, "cpu")
+    backend = load("cpu")
+    for writer in sets:
+        with writer.active():
+            out, lse_pair, kept = _forward(backend, problem)
+        for reader in sets:
+            if reader == writer:
+                continue
+            with reader.active():
+                handed = _backward(backend, problem, inputs, (out, lse_pair, kept))
+                without = _backward(backend, problem, inputs, (out, lse_pair, kept[:0]))
+            for a, b in zip(handed, without, strict=True):
+                assert torch.equal(a, b), f"{writer} to {reader}"
