@@ -26,14 +26,14 @@ struct GradientTile {
 
   explicit GradientTile(const AttentionBackward& problem) : p(problem), units(problem) {}
 
-  void take(Arena& arena) {
+  void take(Arena& arena, bool own_bias) {
     constexpr int64_t tile = Engine::kTileK * kTileQ;
     scores = arena.take<float>(tile);
     rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
     dp = arena.take<float>(tile);
     dp_rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
     slope = p.softcap != 0 ? arena.take<float>(tile) : nullptr;
-    ds_bias = p.dbias ? arena.take<float>(tile) : nullptr;
+    ds_bias = p.dbias && own_bias ? arena.take<float>(tile) : nullptr;
     keep = p.dropout_p > 0 ? arena.take<int32_t>(tile) : nullptr;
   }
 
@@ -59,19 +59,23 @@ struct GradientTile {
     }
   }
 
-  // scores and dp hold the products; afterwards the weights do, and dbias has its share.
-  void find_gradients(const QueryTile& t, KeyRange keys, const PWeights& p_weights, const DsWeights& ds_weights) {
+  // scores and dp hold the products; afterwards the weights do, and bias_sums [n][lanes] has dS added; where that is null,
+  // dbias has.
+  void find_gradients(const QueryTile& t, KeyRange keys, const PWeights& p_weights, const DsWeights& ds_weights,
+                      float* bias_sums) {
     const int64_t n = keys.size();
+    if (p.dbias && !bias_sums) __builtin_memset(ds_bias, 0, n * t.lanes * sizeof(float));
+    float* sums = bias_sums ? bias_sums : ds_bias;
     if (keep) dropout_tile(p, t, keys.begin, n, keep);
     const bool whole = keys.begin <= t.key_begin && keys.end == t.key_end;  // all that these queries see
     for (int lane = 0; lane < t.lanes; lane += kLanes) {
       if (whole) find_probabilities(n, t.lanes, lane);
-      if (whole) gradient_column<true>(n, t.lanes, lane, p_weights, ds_weights);
-      if (!whole) gradient_column<false>(n, t.lanes, lane, p_weights, ds_weights);
+      if (whole) gradient_column<true>(n, t.lanes, lane, p_weights, ds_weights, sums);
+      if (!whole) gradient_column<false>(n, t.lanes, lane, p_weights, ds_weights, sums);
     }
     p_weights.finish(n);
     ds_weights.finish(n);
-    if (p.dbias) add_bias_gradient(t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
+    if (p.dbias && !bias_sums) add_bias_gradient(t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
   }
 
   // dP of one vector of lanes as it reaches the scores' probabilities: dropped and scaled like them, before the gate.
@@ -110,7 +114,8 @@ struct GradientTile {
 
   // One vector of lanes: from products to the weights P and dS.
   template <bool kHaveProbabilities>
-  void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights) {
+  void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights,
+                       float* bias_sums) {
     const vf high = load(lse_high + lane), low = load(lse_low + lane), middle = load(center + lane),
              from = load(offset + lane);
     const vf open = p.gate ? load(gate + lane) : splat(1.0f), kept_share = splat(1 / (1 - p.dropout_p));
@@ -125,7 +130,7 @@ struct GradientTile {
         weight *= open;
       }
       const vf ds = prob * fma(g - middle, open, -from);
-      if (p.dbias) store(ds_bias + at, ds);
+      if (bias_sums) store(bias_sums + at, load(bias_sums + at) + ds);
       return slope ? ds * load(slope + at) : ds;
     };
     int64_t j = 0;

@@ -54,7 +54,7 @@ struct AmxEngine {
   }
   // Sum [d][lanes], transposed: weights by pairs of keys are a right operand.
   static void sum_product(int64_t, int64_t lanes, int64_t d, int64_t n, const bf16* weights, Operand<bf16> a,
-                          float* sum, bool accumulate) {
+                          float* sum, bool accumulate, const Ahead* = nullptr) {
     amx::gemm(d, lanes, n, a.data, a.ld, weights, lanes, sum, lanes, accumulate);
   }
   static void scale_sum(float* sum, int64_t, int64_t lanes, int64_t d, const float* factors) {

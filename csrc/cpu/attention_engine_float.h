@@ -61,8 +61,11 @@ struct FloatEngine : RowSum {
     ahead ? rows_product(n, lanes, d, a, b, c, *ahead) : rows_product(n, lanes, d, a, b, c, Alone{});
   }
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const float* weights, Operand<float> b,
-                          float* sum, bool accumulate) {
-    gemm<true>(rows, d, n, weights, lanes, b.data, b.ld, sum, ld(d), accumulate);
+                          float* sum, bool accumulate, const Ahead* ahead = nullptr) {
+    const auto product = [&](const auto& beside) {
+      gemm<true, FloatTerm>(rows, d, n, weights, lanes, b.data, b.ld, sum, ld(d), accumulate, beside);
+    };
+    ahead ? product(*ahead) : product(Alone{});
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float* c,
                             int64_t ldc, bool accumulate) {

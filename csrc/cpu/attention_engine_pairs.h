@@ -56,9 +56,12 @@ struct PairEngine : RowSum {
     ahead ? rows_product(n, lanes, d, a, b, c, *ahead) : rows_product(n, lanes, d, a, b, c, Alone{});
   }
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const bf16* weights, Operand<bf16> b,
-                          float* sum, bool accumulate) {
-    gemm<true, PairTerm>(rows, d, ceil_div(n, 2), as_pairs(weights), lanes, as_pairs(b.data), b.ld, sum, ld(d),
-                         accumulate);
+                          float* sum, bool accumulate, const Ahead* ahead = nullptr) {
+    const auto product = [&](const auto& beside) {
+      gemm<true, PairTerm>(rows, d, ceil_div(n, 2), as_pairs(weights), lanes, as_pairs(b.data), b.ld, sum, ld(d),
+                           accumulate, beside);
+    };
+    ahead ? product(*ahead) : product(Alone{});
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float* c,
                             int64_t ldc, bool accumulate) {
