@@ -212,7 +212,7 @@ struct BackwardTask {
   void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, KeyGradient dk_block, KeyGradient dv_block) {
     const int64_t index = (key - begin) / Engine::kTileK, lanes = t->lanes;
     const KeyRange keys = visible_keys(*t, key, last);
-    const int64_t n = keys.size(), skipped = keys.begin - key;
+    const int64_t n = keys.size(), skipped = keys.begin - key, width = round_up(t->rows, Engine::kLaneGrain);
     if (n <= 0) return;
     const auto p_weights = Engine::template weights<false, true>(tile.scores, lanes, p_scratch);
     const auto ds_weights = Engine::template weights<true, true>(tile.dp, lanes, ds_scratch);
@@ -228,10 +228,10 @@ struct BackwardTask {
       bias_sums = shared.sums + shared.offset(i, key_tile) + skipped * lanes;
     }
     const Ahead reads = next_keys(key), writes = results(keys.begin);
-    Engine::scores_product(n, lanes, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores, tile.rest,
+    Engine::scores_product(n, width, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores, tile.rest,
                            i > 0 ? nullptr : &reads);
     finish_scores(p, tile.units, *t, keys, tile.scores, tile.rest, tile.slope, bias);
-    Engine::scores_product(n, lanes, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,
+    Engine::scores_product(n, width, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,
                            tile.dp_rest, i > 0 ? nullptr : &writes);
     tile.find_gradients(*t, keys, p_weights, ds_weights, bias_sums);
 

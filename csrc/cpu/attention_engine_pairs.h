@@ -16,6 +16,7 @@ struct PairEngine : RowSum {
   static constexpr int64_t kTileK = 64;
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
+  static constexpr int kLaneGrain = kGrain;
 
   struct Session {};
 
@@ -46,14 +47,15 @@ struct PairEngine : RowSum {
   }
 
   template <class Beside>
-  static void rows_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c,
+  static void rows_product(int64_t n, int64_t width, int64_t d, Operand<bf16> a, const bf16* b, float* c,
                            const Beside& beside) {
-    gemm<false, PairTerm>(n, lanes, ceil_div(d, 2), as_pairs(a.data), a.ld / 2, as_pairs(b), lanes, c, lanes, false,
-                          beside);
+    const int64_t lanes = round_up(width, kLanes);
+    gemm<false, PairTerm, kGrain>(n, width, ceil_div(d, 2), as_pairs(a.data), a.ld / 2, as_pairs(b), lanes, c, lanes,
+                                  false, beside);
   }
-  static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*,
+  static void scores_product(int64_t n, int64_t width, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*,
                              const Ahead* ahead = nullptr) {
-    ahead ? rows_product(n, lanes, d, a, b, c, *ahead) : rows_product(n, lanes, d, a, b, c, Alone{});
+    ahead ? rows_product(n, width, d, a, b, c, *ahead) : rows_product(n, width, d, a, b, c, Alone{});
   }
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const bf16* weights, Operand<bf16> b,
                           float* sum, bool accumulate, const Ahead* ahead = nullptr) {

@@ -174,14 +174,14 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     for (int64_t i = 0; i < tiles; i++) {
       const QueryTile& t = work[i].tile;
       const KeyRange keys = visible_keys(t, key, last);
-      const int64_t n = keys.size(), skipped = keys.begin - key;
+      const int64_t n = keys.size(), skipped = keys.begin - key, width = round_up(t.rows, Engine::kLaneGrain);
       if (n <= 0) continue;
-      Engine::scores_product(n, t.lanes, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, first);
+      Engine::scores_product(n, width, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, first);
       first = nullptr;
       finish_scores(p, units, t, keys, scores, rest);
       if (keep) dropout_tile(p, t, keys.begin, n, keep);
       const auto weights = Engine::template weights<true, false>(scores, t.lanes, weight_scratch);
-      const bool moved = softmax_tile<Engine>(scores, rest, n, t.lanes, units, work[i].state, keep, weights);
+      const bool moved = softmax_tile<Engine>(scores, rest, n, width, units, work[i].state, keep, weights);
       if (moved && work[i].started) Engine::scale_sum(work[i].out, t.rows, t.lanes, p.dim_v, work[i].state.rescale);
       const Ahead bias = p.bias ? bias_ahead(p, work[(i + 1) % tiles].tile, i + 1 < tiles ? key : last) : ahead;
       Engine::sum_product(t.rows, t.lanes, p.dim_v, n, weights.by_keys(), Engine::skip_sum(v, skipped), work[i].out,

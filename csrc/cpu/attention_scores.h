@@ -82,8 +82,8 @@ inline void finish_scores(const AttentionProblem& p, const ScoreUnits& units, co
   if (keys.begin < t.all_begin || keys.end > t.all_end) hide_keys(t, keys.begin, n, tile);
 }
 
-template <bool kShort>
-FF_INLINE vf exp2_as(vf x) {
+template <bool kShort, class V>
+FF_INLINE V exp2_as(V x) {
   return kShort ? exp2_short(x) : exp2(x);
 }
 

@@ -17,11 +17,13 @@ struct PairWeights {
   int64_t lanes;
   bf16* by_keys() const { return pairs; }
   bf16* by_lanes() const { return rows; }
-  FF_INLINE void put(int64_t row, int64_t lane, vf a) const {
-    if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), pair(a, vf{}));
+  template <class V>
+  FF_INLINE void put(int64_t row, int64_t lane, V a) const {
+    if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), pair(a, V{}));
     if constexpr (kByLanes) store_as(rows + row * weights_ld(lanes) + lane, a);
   }
-  FF_INLINE void put(int64_t row, int64_t lane, vf a, vf b) const {
+  template <class V>
+  FF_INLINE void put(int64_t row, int64_t lane, V a, V b) const {
     if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), pair(a, b));
     if constexpr (kByLanes) {
       store_as(rows + row * weights_ld(lanes) + lane, a);

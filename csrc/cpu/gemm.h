@@ -26,11 +26,17 @@ constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 
 // One term of a sum.
 struct FloatTerm {
-  FF_INLINE static vf add(vf a, vf b, vf sum) { return fma(a, b, sum); }
+  template <class V>
+  FF_INLINE static V add(V a, V b, V sum) {
+    return fma(a, b, sum);
+  }
 };
 #if defined(__AVX512BF16__)
 struct PairTerm {
   FF_INLINE static vf add(vf a, vf b, vf sum) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
+  FF_INLINE static vf_half add(vf_half a, vf_half b, vf_half sum) {
+    return (vf_half)_mm256_dpbf16_ps((__m256)sum, (__m256bh)a, (__m256bh)b);
+  }
 };
 FF_INLINE const float* as_pairs(const bf16* p) { return reinterpret_cast<const float*>(p); }
 #endif
@@ -42,87 +48,104 @@ struct Alone {
   FF_INLINE Alone skip_rows(int64_t) const { return {}; }
 };
 
-template <class Term, class Beside, int R, int W, bool kTransA>
+// R rows of C, W whole vectors and where kTail half of one more.
+template <class Term, class Beside, int R, int W, bool kTail, bool kTransA>
 void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,
                 float* __restrict c, int64_t ldc, bool accumulate, Beside beside) {
   vf acc[R][W];
+  vf_half tail[R];
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
+    tail[i] = vf_half{};
 #pragma GCC unroll 4
     for (int j = 0; j < W; j++) acc[i][j] = vf{};
   }
   for (int64_t p = 0; p < k; p++) {
     vf row[W];
+    vf_half last{};
     beside.step(p);
 #pragma GCC unroll 4
     for (int j = 0; j < W; j++) row[j] = load(b + p * ldb + j * kLanes);
+    if (kTail) last = load_as<vf_half>(b + p * ldb + W * kLanes);
 #pragma GCC unroll 24
     for (int i = 0; i < R; i++) {
       const vf x = splat(kTransA ? a[p * lda + i] : a[i * lda + p]);
 #pragma GCC unroll 4
       for (int j = 0; j < W; j++) acc[i][j] = Term::add(x, row[j], acc[i][j]);
+      if (kTail) tail[i] = Term::add(low_half(x), last, tail[i]);
     }
   }
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
+    float* at = c + i * ldc;
 #pragma GCC unroll 4
-    for (int j = 0; j < W; j++) {
-      float* at = c + i * ldc + j * kLanes;
-      store(at, accumulate ? load(at) + acc[i][j] : acc[i][j]);
-    }
+    for (int j = 0; j < W; j++, at += kLanes) store(at, accumulate ? load(at) + acc[i][j] : acc[i][j]);
+    if (kTail) store(at, accumulate ? load_as<vf_half>(at) + tail[i] : tail[i]);
   }
 }
 
 template <class Beside>
 using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool, Beside);
 
-template <class Term, class Beside, int R, int W, bool kTransA>
+template <class Term, class Beside, int R, int W, bool kTail, bool kTransA>
 FF_INLINE GemmBlock<Beside> gemm_block_of(int rows) {
   if constexpr (R == 1) {
-    return gemm_block<Term, Beside, 1, W, kTransA>;
+    return gemm_block<Term, Beside, 1, W, kTail, kTransA>;
   } else {
-    return rows == R ? gemm_block<Term, Beside, R, W, kTransA> : gemm_block_of<Term, Beside, R - 1, W, kTransA>(rows);
+    return rows == R ? gemm_block<Term, Beside, R, W, kTail, kTransA>
+                     : gemm_block_of<Term, Beside, R - 1, W, kTail, kTransA>(rows);
   }
 }
 
-// All m rows of one panel of W vectors.
-template <class Term, int W, bool kTransA, class Beside>
+// All m rows of one panel of W vectors and where kTail a half.
+template <class Term, int W, bool kTail, bool kTransA, class Beside>
 void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
                 bool accumulate, Beside beside) {
-  constexpr int R = kAccumulators / W > 16 ? 16 : kAccumulators / W;
+  constexpr int kEach = kAccumulators / (W + kTail), R = kEach > 16 ? 16 : kEach;
   const int64_t blocks = ceil_div(m, R), each = m / blocks, longer = m % blocks;  // even blocks: no thin last one
   int64_t i = 0;
   for (int64_t block = 0; block < blocks; block++) {
     const int rows = int(each + (block < longer));
-    gemm_block_of<Term, Beside, R, W, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb, c + i * ldc, ldc,
-                                                     accumulate, beside.skip_rows(i));
+    gemm_block_of<Term, Beside, R, W, kTail, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb, c + i * ldc,
+                                                            ldc, accumulate, beside.skip_rows(i));
     i += rows;
   }
 }
 
-template <bool kTransA, class Term = FloatTerm, class Beside = Alone>
+// n is rounded up to kColumns: kLanes or kGrain.
+template <bool kTransA, class Term = FloatTerm, int kColumns = kLanes, class Beside = Alone>
 void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
           int64_t ldc, bool accumulate, Beside beside = {}) {
-  const int64_t vectors = ceil_div(n, kLanes), panels = ceil_div(vectors, kPanelVectors);
+  const int64_t pieces = ceil_div(n, kColumns), whole = pieces * kColumns / kLanes;
+  const bool half = pieces * kColumns % kLanes != 0;
+  const int64_t vectors = whole + half, panels = ceil_div(vectors, kPanelVectors);
   int64_t j = 0;
   for (int64_t panel = 0; panel < panels; panel++) {
     const int w = int(vectors / panels + (panel < vectors % panels));  // 5 = 3 + 2, not 4 + 1
     const float* bj = b + j * kLanes;
     float* cj = c + j * kLanes;
+    const auto columns = [&](auto width) {
+      constexpr int W = decltype(width)::value;
+      if constexpr (W <= kPanelVectors) {
+        if constexpr (kColumns < kLanes) {
+          if (half && panel + 1 == panels)
+            return gemm_panel<Term, W - 1, true, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        }
+        gemm_panel<Term, W, false, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+      }
+    };
     switch (w) {
       case 1:
-        gemm_panel<Term, 1, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        columns(Constant<1>{});
         break;
       case 2:
-        gemm_panel<Term, 2, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        columns(Constant<2>{});
         break;
       case 3:
-        if constexpr (kPanelVectors > 2)
-          gemm_panel<Term, 3, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        columns(Constant<3>{});
         break;
       case 4:
-        if constexpr (kPanelVectors > 2)
-          gemm_panel<Term, 4, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        columns(Constant<4>{});
         break;
     }
     j += w;
@@ -131,7 +154,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
 
 constexpr int kHalf = kLanes / 2;
 typedef double vd __attribute__((vector_size(kHalf * 8)));
-typedef float vf_half __attribute__((vector_size(kHalf * 4)));
+typedef float vf_of_vd __attribute__((vector_size(kHalf * 4)));
 
 inline void gemm_precise(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                          float* c, float* rest, int64_t ldc) {
@@ -142,15 +165,15 @@ inline void gemm_precise(int64_t m, int64_t n, int64_t k, const float* a, int64_
     for (int64_t j = 0; j < round_up(n, kLanes); j += kHalf) {
       vd acc[R] = {};
       for (int64_t p = 0; p < k; p++) {
-        vf_half x;
+        vf_of_vd x;
         __builtin_memcpy(&x, b + p * ldb + j, sizeof x);
         const vd row = __builtin_convertvector(x, vd);
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) acc[r] += row * double(rows[r][p]);
       }
       for (int r = 0; r < R && i + r < m; r++) {
-        const vf_half high = __builtin_convertvector(acc[r], vf_half);
-        const vf_half low = __builtin_convertvector(acc[r] - __builtin_convertvector(high, vd), vf_half);
+        const vf_of_vd high = __builtin_convertvector(acc[r], vf_of_vd);
+        const vf_of_vd low = __builtin_convertvector(acc[r] - __builtin_convertvector(high, vd), vf_of_vd);
         __builtin_memcpy(c + (i + r) * ldc + j, &high, sizeof high);
         __builtin_memcpy(rest + (i + r) * ldc + j, &low, sizeof low);
       }
