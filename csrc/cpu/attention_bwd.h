@@ -139,8 +139,10 @@ struct BackwardTask {
 
   void run_block(int64_t batch, int64_t kv_head, int64_t begin, int64_t end) {
     const int64_t first_row = (batch * p.kv_heads + kv_head) * p.seq_k + begin;
-    const KeyGradient dk_block = gradient_block<T>(p.dk, first_row, p.dim, dk),
-                      dv_block = gradient_block<T>(p.dv, first_row, p.dim_v, dv);
+    T *dk_rows = p.dk ? static_cast<T*>(p.dk) + first_row * p.dim : nullptr,
+      *dv_rows = p.dv ? static_cast<T*>(p.dv) + first_row * p.dim_v : nullptr;
+    const KeyGradient<Engine> dk_block(dk_rows, p.dim, p.scale, dk, plan.tiles == 1),
+        dv_block(dv_rows, p.dim_v, 1.0f, dv, plan.tiles == 1);
     load_keys(batch, kv_head, begin, end);
     for (int64_t i = 0; i < plan.tiles; i++) {
       const int64_t wanted = (batch * p.kv_heads + kv_head) * plan.tiles + i;
@@ -162,11 +164,11 @@ struct BackwardTask {
     for (int64_t key = begin; key < end; key += Engine::kTileK) {
       if (touched[(key - begin) / Engine::kTileK]) continue;
       const int64_t at = key - begin, n = min_of(Engine::kTileK, end - key);
-      if (p.dk) dk_block.clear(at, n);
-      if (p.dv) dv_block.clear(at, n);
+      dk_block.clear(at, n);
+      dv_block.clear(at, n);
     }
-    if (p.dk) write_keys(dk_block, end - begin, p.dim, p.scale, static_cast<T*>(p.dk) + first_row * p.dim);
-    if (p.dv) write_keys(dv_block, end - begin, p.dim_v, 1.0f, static_cast<T*>(p.dv) + first_row * p.dim_v);
+    dk_block.finish(end - begin);
+    dv_block.finish(end - begin);
   }
 
   void load_keys(int64_t batch, int64_t kv_head, int64_t begin, int64_t end) {
@@ -209,7 +211,8 @@ struct BackwardTask {
     return {{rows(p.dk, p.dim), rows(p.dv, p.dim_v)}};
   }
 
-  void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, KeyGradient dk_block, KeyGradient dv_block) {
+  void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, const KeyGradient<Engine>& dk_block,
+                const KeyGradient<Engine>& dv_block) {
     const int64_t index = (key - begin) / Engine::kTileK, lanes = t->lanes;
     const KeyRange keys = visible_keys(*t, key, last);
     const int64_t n = keys.size(), skipped = keys.begin - key, width = round_up(t->rows, Engine::kLaneGrain);
@@ -217,8 +220,6 @@ struct BackwardTask {
     const auto p_weights = Engine::template weights<false, true>(tile.scores, lanes, p_scratch);
     const auto ds_weights = Engine::template weights<true, true>(tile.dp, lanes, ds_scratch);
 
-    const KeyGradient dk_tile = dk_block.skip_rows(keys.begin - begin),
-                      dv_tile = dv_block.skip_rows(keys.begin - begin);
     const float* bias = nullptr;
     float* bias_sums = nullptr;
     if (plan.shares_bias) {
@@ -237,19 +238,13 @@ struct BackwardTask {
 
     bool accumulate = touched[index];
     if (!accumulate && n < last - key) {
-      if (p.dk) dk_block.clear(key - begin, last - key);
-      if (p.dv) dv_block.clear(key - begin, last - key);
+      dk_block.clear(key - begin, last - key);
+      dv_block.clear(key - begin, last - key);
       accumulate = true;
     }
     touched[index] = true;
-    if (p.dv) {
-      Engine::lanes_product(n, p.dim_v, t->rows, p_weights.by_lanes(), lanes, dout_natural, dv_tile.data, dv_tile.ld,
-                            accumulate);
-    }
-    if (p.dk) {
-      Engine::lanes_product(n, p.dim, t->rows, ds_weights.by_lanes(), lanes, q_natural, dk_tile.data, dk_tile.ld,
-                            accumulate);
-    }
+    dv_block.add(keys.begin - begin, n, t->rows, p_weights.by_lanes(), lanes, dout_natural, accumulate);
+    dk_block.add(keys.begin - begin, n, t->rows, ds_weights.by_lanes(), lanes, q_natural, accumulate);
     if (p.dq) {
       const Ahead next_bias = plan.shares_bias ? shared.ahead(bias, bias_sums, lanes)
                               : p.bias         ? bias_ahead(p, *t, last)

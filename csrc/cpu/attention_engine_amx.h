@@ -15,6 +15,7 @@ struct AmxEngine {
   static constexpr int64_t kTileK = 128;
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
+  static constexpr bool kRoundsResults = false;
   static constexpr int kLaneGrain = kLanes;
 
   using Session = amx::Session;

@@ -16,6 +16,7 @@ struct PairEngine : RowSum {
   static constexpr int64_t kTileK = 64;
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
+  static constexpr bool kRoundsResults = true;
   static constexpr int kLaneGrain = kGrain;
 
   struct Session {};
@@ -69,6 +70,11 @@ struct PairEngine : RowSum {
                             int64_t ldc, bool accumulate) {
     gemm<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d), c, ldc,
                           accumulate);
+  }
+  static void lanes_result(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float factor,
+                           bf16* dst) {
+    gemm_to<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d),
+                             Rounded<bf16>{dst, d, factor});
   }
 
   static int64_t weights_scratch() { return 2 * kTileK * kTileQ; }
