@@ -30,14 +30,14 @@ struct GradientTile {
 
   explicit GradientTile(const AttentionBackward& problem) : p(problem), units(problem) {}
 
-  void take(Arena& arena) {
+  void take(Arena& arena, bool own_bias) {
     constexpr int64_t tile = Engine::kTileK * kTileQ;
     scores = arena.take<float>(tile);
     rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
     dp = arena.take<float>(tile);
     dp_rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
     slope = p.softcap != 0 ? arena.take<float>(tile) : nullptr;
-    ds_bias = p.dbias ? arena.take<float>(tile) : nullptr;
+    ds_bias = p.dbias && own_bias ? arena.take<float>(tile) : nullptr;
     keep = p.dropout_p > 0 ? arena.take<int32_t>(tile) : nullptr;
   }
 
@@ -64,29 +64,33 @@ struct GradientTile {
   }
 
   // What the forward kept of this tile serves instead of its scores; references: of its lanes.
-  void take_kept(Kept weights, const float* references, int lanes) {
+  void take_kept(Kept weights, const float* references, int64_t lanes) {
     kept = weights;
-    for (int lane = 0; lane < lanes; lane += kLanes) {
+    for (int64_t lane = 0; lane < lanes; lane += kLanes) {
       const vf share =
           probability<false>(references + lane, nullptr, units, load(lse_high + lane), load(lse_low + lane));
       store(kept_share + lane, share);
     }
   }
 
-  // scores and dp hold the products; afterwards the weights do, and dbias has its share.
+  // scores and dp hold the products; afterwards the weights do, and bias_sums [n][lanes] has dS added; where that is null,
+  // dbias has.
   template <From kFrom>
-  void find_gradients(const QueryTile& t, KeyRange keys, const PWeights& p_weights, const DsWeights& ds_weights) {
+  void find_gradients(const QueryTile& t, KeyRange keys, const PWeights& p_weights, const DsWeights& ds_weights,
+                      float* bias_sums) {
     const int64_t n = keys.size();
+    if (p.dbias && !bias_sums) __builtin_memset(ds_bias, 0, n * t.lanes * sizeof(float));
+    float* sums = bias_sums ? bias_sums : ds_bias;
     if (keep) dropout_tile(p, t, keys.begin, n, keep);
     const bool whole = keys.begin <= t.key_begin && keys.end == t.key_end;  // all that these queries see
     for (int lane = 0; lane < t.lanes; lane += kLanes) {
       if (whole) find_probabilities<kFrom>(n, t.lanes, lane);
-      if (whole) gradient_column<From::kProbabilities>(n, t.lanes, lane, p_weights, ds_weights);
-      if (!whole) gradient_column<kFrom>(n, t.lanes, lane, p_weights, ds_weights);
+      if (whole) gradient_column<From::kProbabilities>(n, t.lanes, lane, p_weights, ds_weights, sums);
+      if (!whole) gradient_column<kFrom>(n, t.lanes, lane, p_weights, ds_weights, sums);
     }
     p_weights.finish(n);
     ds_weights.finish(n);
-    if (p.dbias) add_bias_gradient(t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
+    if (p.dbias && !bias_sums) add_bias_gradient(t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
   }
 
   // dP of one vector of lanes as it reaches the scores' probabilities: dropped and scaled like them, before the gate.
@@ -135,7 +139,8 @@ struct GradientTile {
 
   // One vector of lanes: from products to the weights P and dS.
   template <From kFrom>
-  void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights) {
+  void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights,
+                       float* bias_sums) {
     const vf high = high_of<kFrom>(lane), low = load(lse_low + lane), middle = load(center + lane),
              from = load(offset + lane);
     const vf open = p.gate ? load(gate + lane) : splat(1.0f), kept_share = splat(1 / (1 - p.dropout_p));
@@ -150,7 +155,7 @@ struct GradientTile {
         weight *= open;
       }
       const vf ds = prob * fma(g - middle, open, -from);
-      if (p.dbias) store(ds_bias + at, ds);
+      if (bias_sums) store(bias_sums + at, load(bias_sums + at) + ds);
       return slope ? ds * load(slope + at) : ds;
     };
     int64_t j = 0;

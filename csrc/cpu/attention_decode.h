@@ -13,7 +13,7 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 
 constexpr int kDecodeRows = 4;   // more queries are better off on lanes
 constexpr int kDecodeKeys = 64;  // keys of one softmax step
-constexpr int64_t kAhead = 32;
+constexpr int64_t kAhead = 64;
 
 template <class T>
 FF_INLINE vf load_columns(const T* p, int64_t columns) {
@@ -35,25 +35,67 @@ FF_INLINE vf sums_of(vf (&x)[kLanes]) {
   }
 }
 
+// The pages that lie kPagesAhead of the next kLanes rows: their translations are there when their lines are asked for.
+template <class T>
+FF_INLINE void touch_pages(const T* rows, int64_t stride) {
+  constexpr int64_t kPage = 4096 / sizeof(T), kPagesAhead = 4;
+  for (int64_t at = 0; at < kLanes * stride; at += max_of(kPage, stride)) {
+    __builtin_prefetch(rows + kPagesAhead * kPage + at);
+  }
+}
+
+// One line of the row kAhead rows below, into L2: requests for L1 would hold the few buffers of its misses.
+template <class T>
+FF_INLINE void ask_ahead(const T* at, int64_t stride) {
+  __builtin_prefetch(at + kAhead * stride, 0, 2);
+}
+
+// sums[i] += W vectors of columns of q and key i
+template <class T, int W, bool kAsk>
+FF_INLINE void dot_columns(const T* const* keys, int64_t stride, const float* q, int64_t columns, vf (&sums)[kLanes]) {
+  vf query[W];
+#pragma GCC unroll 4
+  for (int w = 0; w < W; w++) query[w] = load(q + w * kLanes);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; i++) {
+#pragma GCC unroll 4
+    for (int w = 0; w < W; w++) {
+      const T* at = keys[i] + w * kLanes;
+      if (kAsk && w * kLanes * sizeof(T) % 64 == 0) ask_ahead(at, stride);
+      sums[i] = fma(query[w], W > 1 ? load_as_float(at) : load_columns(at, columns), sums[i]);
+    }
+  }
+}
+
+// Lane i: q . k_i of the kLanes keys; q zero padded. kAsk: for the first of several queries.
+template <class T, bool kAsk>
+FF_INLINE vf decode_dots(const float* q, const T* const* rows, int64_t stride, int64_t dim) {
+  constexpr int W = kVectorRegisters == 32 ? 4 : 2;
+  const T* keys[kLanes];
+  for (int i = 0; i < kLanes; i++) keys[i] = rows[i];
+  vf sums[kLanes] = {};
+  int64_t c = 0;
+  const auto columns = [&](auto w) FF_LAMBDA {
+    constexpr int kWide = decltype(w)::value;
+    dot_columns<T, kWide, kAsk>(keys, stride, q + c, dim - c, sums);
+    for (int i = 0; i < kLanes; i++) keys[i] += kWide * kLanes;
+    c += kWide * kLanes;
+  };
+  while (c + W * kLanes <= dim) columns(Constant<W>{});
+  while (c < dim) columns(Constant<1>{});
+  return sums_of(sums);
+}
+
 // x[rows][kDecodeKeys] = q k^T for n keys; what follows the last key is -inf. q[rows][ld], zero padded.
 template <class T>
 void decode_scores(const float* q, int64_t ld, int rows, const T* k, int64_t stride, int64_t n, int64_t dim, float* x) {
   for (int64_t j = 0; j < n; j += kLanes) {
     const T* keys[kLanes];
-    for (int i = 0; i < kLanes; i++) {
-      keys[i] = k + min_of(j + i, n - 1) * stride;
-    }
+    for (int i = 0; i < kLanes; i++) keys[i] = k + min_of(j + i, n - 1) * stride;
+    touch_pages(k + j * stride, stride);
     for (int r = 0; r < rows; r++) {
-      vf sums[kLanes] = {};
-      for (int64_t c = 0; c < dim; c += kLanes) {
-        const vf query = load(q + r * ld + c);
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; i++) {
-          if (r == 0 && c * sizeof(T) % 64 == 0) __builtin_prefetch(keys[i] + kAhead * stride + c);
-          sums[i] = fma(query, load_columns(keys[i] + c, dim - c), sums[i]);
-        }
-      }
-      const vf scores = sums_of(sums);
+      const vf scores =
+          r == 0 ? decode_dots<T, true>(q, keys, stride, dim) : decode_dots<T, false>(q + r * ld, keys, stride, dim);
       store(x + r * kDecodeKeys + j, select((vi)(lane_index() < splat(int32_t(n - j))), scores, splat(-kInf)));
     }
   }
@@ -72,9 +114,10 @@ FF_INLINE void decode_sum(const float* weights, const T* v, int64_t stride, int6
   }
   for (int64_t j = 0; j < n; j++) {
     const T* row = v + j * stride;
+    if (j % kLanes == 0) touch_pages(row, stride);
 #pragma GCC unroll 4
     for (int w = 0; w < W; w++) {
-      if (w * kLanes * sizeof(T) % 64 == 0) __builtin_prefetch(row + kAhead * stride + w * kLanes);
+      if (w * kLanes * sizeof(T) % 64 == 0) ask_ahead(row + w * kLanes, stride);
       const vf value = load_columns(row + w * kLanes, columns - w * kLanes);
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) acc[r][w] = fma(splat(weights[r * kDecodeKeys + j]), value, acc[r][w]);

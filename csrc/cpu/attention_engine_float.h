@@ -13,6 +13,8 @@ struct FloatEngine : RowSum {
   static constexpr int64_t kTileK = 64;
   static constexpr bool kPacksKeys = sizeof(T) != 4;
   static constexpr bool kShortExp = false;
+  static constexpr bool kRoundsResults = true;
+  static constexpr int kLaneGrain = kGrain;
   static constexpr int64_t kScoreTerms = 64;  // products summed at once: softmax multiplies the error of large scores
 
   struct Session {};
@@ -48,26 +50,34 @@ struct FloatEngine : RowSum {
   }
 
   template <class Beside>
-  static void rows_product(int64_t n, int64_t lanes, int64_t d, Operand<float> a, const float* b, float* c,
+  static void rows_product(int64_t n, int64_t width, int64_t d, Operand<float> a, const float* b, float* c,
                            const Beside& beside) {
+    const int64_t lanes = round_up(width, kLanes);
     for (int64_t i = 0; i < d; i += kScoreTerms) {
       const int64_t terms = min_of(kScoreTerms, d - i);
-      gemm<false>(n, lanes, terms, a.data + i, a.ld, b + i * lanes, lanes, c, lanes, i > 0, beside.skip(0, i * 4));
+      gemm<false, FloatTerm, kGrain>(n, width, terms, a.data + i, a.ld, b + i * lanes, lanes, c, lanes, i > 0,
+                                     beside.skip(0, i * 4));
     }
   }
   template <class Beside = Alone>
-  static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<float> a, const float* b, float* c,
+  static void scores_product(int64_t n, int64_t width, int64_t d, Operand<float> a, const float* b, float* c,
                              float* rest, const Beside& beside = {}) {
+    const int64_t lanes = round_up(width, kLanes);
     if (rest) return gemm_precise(n, lanes, d, a.data, a.ld, b, lanes, c, rest, lanes);
-    rows_product(n, lanes, d, a, b, c, beside);
+    rows_product(n, width, d, a, b, c, beside);
   }
+  template <class Beside>
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const float* weights, Operand<float> b,
-                          float* sum, bool accumulate) {
-    gemm<true>(rows, d, n, weights, lanes, b.data, b.ld, sum, ld(d), accumulate);
+                          float* sum, bool accumulate, const Beside& beside) {
+    gemm<true>(rows, d, n, weights, lanes, b.data, b.ld, sum, ld(d), accumulate, beside);
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float* c,
                             int64_t ldc, bool accumulate) {
     gemm<false>(n, d, m, a, lanes, b, natural_ld(d), c, ldc, accumulate);
+  }
+  static void lanes_result(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float factor,
+                           T* dst) {
+    gemm_to<false>(n, d, m, a, lanes, b, natural_ld(d), Rounded<T>{dst, d, factor});
   }
 
   // Weights overwrite the float tile that they were computed from, unless they are wanted elsewhere.
@@ -78,8 +88,12 @@ struct FloatEngine : RowSum {
     float* by_keys() const { return tile; }   // left operand of sum_product
     float* by_lanes() const { return tile; }  // left operand of lanes_product, leading size weights_ld
     FF_INLINE vf get(int64_t row, int64_t lane) const { return load(tile + row * lanes + lane); }
-    FF_INLINE void put(int64_t row, int64_t lane, vf a) const { store(tile + row * lanes + lane, a); }
-    FF_INLINE void put(int64_t row, int64_t lane, vf a, vf b) const {
+    template <class V>
+    FF_INLINE void put(int64_t row, int64_t lane, V a) const {
+      store(tile + row * lanes + lane, a);
+    }
+    template <class V>
+    FF_INLINE void put(int64_t row, int64_t lane, V a, V b) const {
       put(row, lane, a);
       put(row + 1, lane, b);
     }

@@ -16,6 +16,8 @@ struct PairEngine : RowSum {
   static constexpr int64_t kTileK = 64;
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
+  static constexpr bool kRoundsResults = true;
+  static constexpr int kLaneGrain = kGrain;
 
   struct Session {};
 
@@ -46,25 +48,32 @@ struct PairEngine : RowSum {
   }
 
   template <class Beside>
-  static void rows_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c,
+  static void rows_product(int64_t n, int64_t width, int64_t d, Operand<bf16> a, const bf16* b, float* c,
                            const Beside& beside) {
-    gemm<false, PairTerm>(n, lanes, ceil_div(d, 2), as_pairs(a.data), a.ld / 2, as_pairs(b), lanes, c, lanes, false,
-                          beside);
+    const int64_t lanes = round_up(width, kLanes);
+    gemm<false, PairTerm, kGrain>(n, width, ceil_div(d, 2), as_pairs(a.data), a.ld / 2, as_pairs(b), lanes, c, lanes,
+                                  false, beside);
   }
   template <class Beside = Alone>
-  static void scores_product(int64_t n, int64_t lanes, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*,
+  static void scores_product(int64_t n, int64_t width, int64_t d, Operand<bf16> a, const bf16* b, float* c, float*,
                              const Beside& beside = {}) {
-    rows_product(n, lanes, d, a, b, c, beside);
+    rows_product(n, width, d, a, b, c, beside);
   }
+  template <class Beside>
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const bf16* weights, Operand<bf16> b,
-                          float* sum, bool accumulate) {
+                          float* sum, bool accumulate, const Beside& beside) {
     gemm<true, PairTerm>(rows, d, ceil_div(n, 2), as_pairs(weights), lanes, as_pairs(b.data), b.ld, sum, ld(d),
-                         accumulate);
+                         accumulate, beside);
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float* c,
                             int64_t ldc, bool accumulate) {
     gemm<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d), c, ldc,
                           accumulate);
+  }
+  static void lanes_result(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float factor,
+                           bf16* dst) {
+    gemm_to<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d),
+                             Rounded<bf16>{dst, d, factor});
   }
 
   static int64_t weights_scratch() { return 2 * kTileK * kTileQ; }

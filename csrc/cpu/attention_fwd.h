@@ -166,6 +166,7 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     QueryTile& t = work[i].tile;
     const int64_t row = (first_tile + i) * kTileQ;
     set_tile(p, batch, kv_head, row, min_of<int64_t>(kTileQ, stack_rows - row), t);
+    if (p.bias && i == 0) ask_for_bias(p, t, t.key_begin);
     const TileRows<T> q = tile_rows<T>(p.q, p.dim, t, row_scratch);
     Engine::pack_lanes(q.data, q.stride, t.rows, p.dim, work[i].queries, t.lanes);
     work[i].state.reset(t.lanes);
@@ -192,10 +193,10 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     for (int64_t i = 0; i < tiles; i++) {
       const QueryTile& t = work[i].tile;
       const KeyRange keys = visible_keys(t, key, last);
-      const int64_t n = keys.size(), skipped = keys.begin - key;
+      const int64_t n = keys.size(), skipped = keys.begin - key, width = round_up(t.rows, Engine::kLaneGrain);
       if (n <= 0) continue;
       const auto find_products = [&](const auto& beside) {
-        Engine::scores_product(n, t.lanes, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, beside);
+        Engine::scores_product(n, width, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, beside);
       };
       const int64_t place = kept.at(head, first_tile + i, t.lanes, key);
       if (p.kept) ahead.streams[2] = stream_of(kept.tile(place), t.lanes);
@@ -205,11 +206,14 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
       if (keep) dropout_tile(p, t, keys.begin, n, keep);
       const auto weights =
           Engine::template weights<true, false>(scores, t.lanes, p.kept ? kept.tile(place) : weight_scratch);
-      const bool moved = softmax_tile<Engine>(scores, rest, n, t.lanes, units, work[i].state, keep, weights);
+      const bool moved = softmax_tile<Engine>(scores, rest, n, width, units, work[i].state, keep, weights);
       if (p.kept) __builtin_memcpy(kept.references + place, work[i].state.max, t.lanes * sizeof(float));
       if (moved && work[i].started) Engine::scale_sum(work[i].out, t.rows, t.lanes, p.dim_v, work[i].state.rescale);
-      Engine::sum_product(t.rows, t.lanes, p.dim_v, n, weights.by_keys(), Engine::skip_sum(v, skipped), work[i].out,
-                          work[i].started);
+      const auto add_values = [&](const auto& beside) {
+        Engine::sum_product(t.rows, t.lanes, p.dim_v, n, weights.by_keys(), Engine::skip_sum(v, skipped), work[i].out,
+                            work[i].started, beside);
+      };
+      p.bias ? add_values(bias_ahead(p, work[(i + 1) % tiles].tile, i + 1 < tiles ? key : last)) : add_values(Alone{});
       work[i].started = true;
     }
   }

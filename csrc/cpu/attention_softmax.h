@@ -24,89 +24,93 @@ struct alignas(64) SoftmaxState {
   }
 };
 
-// W vectors of lanes; kBare: no rest and no dropout. Returns whether the output summed so far has to be multiplied by
+// W vectors V of lanes; kBare: no rest and no dropout. Returns whether the output summed so far has to be multiplied by
 // state.rescale.
-template <class Engine, int W, bool kBare, class Weights>
+template <class Engine, class V, int W, bool kBare, class Weights>
 bool softmax_columns(const float* x, const float* rest, int64_t n, int64_t lanes, int lane, const ScoreUnits& units,
                      SoftmaxState& state, const int32_t* keep, const Weights& weights) {
-  const vf c = splat(units.c);
-  vf top[W], next[W], offset[W], sum[W];
-  vi grown{};
+  constexpr int kEach = sizeof(V) / sizeof(float);
+  using Ints = decltype(V{} == V{});
+  const V c = splat_as<V>(units.c), none = splat_as<V>(-kInf);
+  V top[W], next[W], offset[W], sum[W];
+  Ints grown{};
 #pragma GCC unroll 4
-  for (int w = 0; w < W; w++) top[w] = next[w] = splat(-kInf);
+  for (int w = 0; w < W; w++) top[w] = next[w] = none;
   for (int64_t j = 0; j < n; j += 2) {
     const float *even = x + j * lanes, *odd = j + 1 < n ? even + lanes : even;
 #pragma GCC unroll 4
     for (int w = 0; w < W; w++) {
-      top[w] = max(top[w], load(even + w * kLanes));
-      next[w] = max(next[w], load(odd + w * kLanes));
+      top[w] = max(top[w], load_as<V>(even + w * kEach));
+      next[w] = max(next[w], load_as<V>(odd + w * kEach));
     }
   }
 #pragma GCC unroll 4
   for (int w = 0; w < W; w++) {
     top[w] = max(top[w], next[w]);
-    const vf old = load(state.max + lane + w * kLanes);
-    grown |= (vi)((top[w] - old) * c > splat(kSlack));  // -inf - -inf = NaN compares false
+    const V old = load_as<V>(state.max + lane + w * kEach);
+    grown |= (top[w] - old) * c > splat_as<V>(kSlack);  // -inf - -inf = NaN compares false
   }
   bool rescaled = false;
-  for (int i = 0; i < kLanes; i++) rescaled |= grown[i] != 0;
+  for (int i = 0; i < kEach; i++) rescaled |= grown[i] != 0;
 #pragma GCC unroll 4
   for (int w = 0; w < W; w++) {
-    float *m = state.max + lane + w * kLanes, *l = state.sum + lane + w * kLanes;
-    const vf old = load(m), now = rescaled ? max(old, top[w]) : old;
-    sum[w] = vf{};  // of this tile alone: short sums of short sums round less than a long one
-    offset[w] = select((vi)(now == splat(-kInf)), vf{}, now);
+    float *m = state.max + lane + w * kEach, *l = state.sum + lane + w * kEach;
+    const V old = load_as<V>(m), now = rescaled ? max(old, top[w]) : old;
+    sum[w] = V{};  // of this tile alone: short sums of short sums round less than a long one
+    offset[w] = select(now == none, V{}, now);
     if (rescaled) {
-      const vf factor = exp2((old - offset[w]) * c);
-      store(state.rescale + lane + w * kLanes, factor);
+      const V factor = exp2((old - offset[w]) * c);
+      store(state.rescale + lane + w * kEach, factor);
       store(m, now);
-      store(l, load(l) * factor);
+      store(l, load_as<V>(l) * factor);
     }
   }
   const auto weight = [&](int64_t row, int w) FF_LAMBDA {
-    const int64_t at = row * lanes + w * kLanes;
-    vf s = load(x + at) - offset[w];
-    if (!kBare && rest) s += load(rest + at);
-    const vf p = exp2_as<Engine::kShortExp>(s * c);
+    const int64_t at = row * lanes + w * kEach;
+    V s = load_as<V>(x + at) - offset[w];
+    if (!kBare && rest) s += load_as<V>(rest + at);
+    const V p = exp2_as<Engine::kShortExp>(s * c);
     sum[w] += p;
-    return !kBare && keep ? (vf)((vi)p & load(keep + at)) : p;
+    return !kBare && keep ? (V)((Ints)p & (Ints)load_as<V>((const float*)keep + at)) : p;
   };
   int64_t j = 0;
   for (; j + 1 < n; j += 2) {
 #pragma GCC unroll 4
     for (int w = 0; w < W; w++) {
-      const vf p = weight(j, w);
-      weights.put(j, lane + w * kLanes, p, weight(j + 1, w));
+      const V p = weight(j, w);
+      weights.put(j, lane + w * kEach, p, weight(j + 1, w));
     }
   }
 #pragma GCC unroll 4
-  for (int w = 0; w < W && j < n; w++) weights.put(j, lane + w * kLanes, weight(j, w));
+  for (int w = 0; w < W && j < n; w++) weights.put(j, lane + w * kEach, weight(j, w));
 #pragma GCC unroll 4
   for (int w = 0; w < W; w++) {
-    float* l = state.sum + lane + w * kLanes;
-    store(l, load(l) + sum[w]);
+    float* l = state.sum + lane + w * kEach;
+    store(l, load_as<V>(l) + sum[w]);
   }
   return rescaled;
 }
 
-// Weights of the tile x[n][lanes]. Returns whether any lane's reference moved; lanes' factors are then all in
-// state.rescale.
+// Weights of the first `width` lanes of the tile x[n][width rounded up to kLanes]. Returns whether any lane's reference
+// moved; lanes' factors are then all in state.rescale.
 template <class Engine, bool kBare, class Weights>
-bool softmax_tile(const float* x, const float* rest, int64_t n, int64_t lanes, const ScoreUnits& units,
+bool softmax_tile(const float* x, const float* rest, int64_t n, int64_t width, const ScoreUnits& units,
                   SoftmaxState& state, const int32_t* keep, const Weights& weights) {
+  const int64_t lanes = round_up(width, kLanes);
   bool moved[kTileQ / kLanes] = {}, any = false;
-  for (int lane = 0, vectors; lane < lanes; lane += vectors * kLanes) {
+  for (int lane = 0, vectors; lane < width; lane += vectors * kLanes) {
     const float *at = x + lane, *rest_at = rest ? rest + lane : nullptr;
     const int32_t* kept = keep ? keep + lane : nullptr;
-    const auto columns = [&](auto w) {
-      return softmax_columns<Engine, decltype(w)::value, kBare>(at, rest_at, n, lanes, lane, units, state, kept,
-                                                                weights);
+    const auto columns = [&](auto whole, auto w) {
+      return softmax_columns<Engine, decltype(whole), decltype(w)::value, kBare>(at, rest_at, n, lanes, lane, units,
+                                                                                 state, kept, weights);
     };
-    const int64_t left = (lanes - lane) / kLanes;
+    const int64_t left = (width - lane) / kLanes;
     vectors = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    const bool here = vectors == 4   ? columns(Constant<4>{})
-                      : vectors == 2 ? columns(Constant<2>{})
-                                     : columns(Constant<1>{});
+    const bool here = vectors == 4   ? columns(vf{}, Constant<4>{})
+                      : vectors == 2 ? columns(vf{}, Constant<2>{})
+                      : left == 1    ? columns(vf{}, Constant<1>{})
+                                     : columns(vf_half{}, Constant<1>{});
     for (int w = 0; w < vectors; w++) moved[lane / kLanes + w] = here;
     any |= here;
   }
@@ -118,10 +122,10 @@ bool softmax_tile(const float* x, const float* rest, int64_t n, int64_t lanes, c
 }
 
 template <class Engine, class Weights>
-bool softmax_tile(const float* x, const float* rest, int64_t n, int64_t lanes, const ScoreUnits& units,
+bool softmax_tile(const float* x, const float* rest, int64_t n, int64_t width, const ScoreUnits& units,
                   SoftmaxState& state, const int32_t* keep, const Weights& weights) {
-  if (rest || keep) return softmax_tile<Engine, false>(x, rest, n, lanes, units, state, keep, weights);
-  return softmax_tile<Engine, true>(x, rest, n, lanes, units, state, keep, weights);
+  if (rest || keep) return softmax_tile<Engine, false>(x, rest, n, width, units, state, keep, weights);
+  return softmax_tile<Engine, true>(x, rest, n, width, units, state, keep, weights);
 }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

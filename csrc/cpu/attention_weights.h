@@ -21,11 +21,13 @@ struct PairWeights {
     const vu both = (vu)load((const float*)(pairs + row / 2 * 2 * lanes + 2 * lane));
     return (vf)(row % 2 ? both & 0xffff0000u : both << 16);
   }
-  FF_INLINE void put(int64_t row, int64_t lane, vf a) const {
-    if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), pair(a, vf{}));
+  template <class V>
+  FF_INLINE void put(int64_t row, int64_t lane, V a) const {
+    if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), pair(a, V{}));
     if constexpr (kByLanes) store_as(rows + row * weights_ld(lanes) + lane, a);
   }
-  FF_INLINE void put(int64_t row, int64_t lane, vf a, vf b) const {
+  template <class V>
+  FF_INLINE void put(int64_t row, int64_t lane, V a, V b) const {
     if constexpr (kByKeys) store((float*)(pairs + row * lanes + 2 * lane), pair(a, b));
     if constexpr (kByLanes) {
       store_as(rows + row * weights_ld(lanes) + lane, a);

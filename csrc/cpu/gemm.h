@@ -27,105 +27,155 @@ constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 
 // One term of a sum.
 struct FloatTerm {
-  FF_INLINE static vf add(vf a, vf b, vf sum) { return fma(a, b, sum); }
+  template <class V>
+  FF_INLINE static V add(V a, V b, V sum) {
+    return fma(a, b, sum);
+  }
 };
 #if defined(__AVX512BF16__)
 struct PairTerm {
   FF_INLINE static vf add(vf a, vf b, vf sum) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
+  FF_INLINE static vf_half add(vf_half a, vf_half b, vf_half sum) {
+    return (vf_half)_mm256_dpbf16_ps((__m256)sum, (__m256bh)a, (__m256bh)b);
+  }
 };
 FF_INLINE const float* as_pairs(const bf16* p) { return reinterpret_cast<const float*>(p); }
 #endif
 
-template <class Term, class Beside, int R, int W, bool kTransA>
-void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,
-                float* __restrict c, int64_t ldc, bool accumulate, Beside beside) {
+// Where a product goes: to sums that it starts or adds to, or multiplied and rounded to rows of a result.
+struct Sums {
+  float* c;
+  int64_t ld;
+  bool accumulate;
+  FF_INLINE Sums skip(int64_t rows, int64_t columns) const { return {c + rows * ld + columns, ld, accumulate}; }
+  template <class V>
+  FF_INLINE void put(int64_t row, int64_t column, V sum) const {
+    float* at = c + row * ld + column;
+    store(at, accumulate ? load_as<V>(at) + sum : sum);
+  }
+};
+template <class T>
+struct Rounded {
+  T* c;
+  int64_t ld;
+  float factor;
+  FF_INLINE Rounded skip(int64_t rows, int64_t columns) const { return {c + rows * ld + columns, ld, factor}; }
+  FF_INLINE void put(int64_t row, int64_t column, vf sum) const {
+    store_as(c + row * ld + column, sum * splat(factor));
+  }
+};
+
+// R rows of C, W whole vectors and where kTail half of one more.
+template <class Term, class Beside, class To, int R, int W, bool kTail, bool kTransA>
+void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb, To to,
+                Beside beside) {
   vf acc[R][W];
+  vf_half tail[R];
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
+    tail[i] = vf_half{};
 #pragma GCC unroll 4
     for (int j = 0; j < W; j++) acc[i][j] = vf{};
   }
   for (int64_t p = 0; p < k; p++) {
     vf row[W];
+    vf_half last{};
     beside.step(p);
 #pragma GCC unroll 4
     for (int j = 0; j < W; j++) row[j] = load(b + p * ldb + j * kLanes);
+    if (kTail) last = load_as<vf_half>(b + p * ldb + W * kLanes);
 #pragma GCC unroll 24
     for (int i = 0; i < R; i++) {
       const vf x = splat(kTransA ? a[p * lda + i] : a[i * lda + p]);
 #pragma GCC unroll 4
       for (int j = 0; j < W; j++) acc[i][j] = Term::add(x, row[j], acc[i][j]);
+      if (kTail) tail[i] = Term::add(low_half(x), last, tail[i]);
     }
   }
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
 #pragma GCC unroll 4
-    for (int j = 0; j < W; j++) {
-      float* at = c + i * ldc + j * kLanes;
-      store(at, accumulate ? load(at) + acc[i][j] : acc[i][j]);
-    }
+    for (int j = 0; j < W; j++) to.put(i, j * kLanes, acc[i][j]);
+    if constexpr (kTail) to.put(i, W * kLanes, tail[i]);
   }
 }
 
-template <class Beside>
-using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool, Beside);
+template <class Beside, class To>
+using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, To, Beside);
 
-template <class Term, class Beside, int R, int W, bool kTransA>
-FF_INLINE GemmBlock<Beside> gemm_block_of(int rows) {
+template <class Term, class Beside, class To, int R, int W, bool kTail, bool kTransA>
+FF_INLINE GemmBlock<Beside, To> gemm_block_of(int rows) {
   if constexpr (R == 1) {
-    return gemm_block<Term, Beside, 1, W, kTransA>;
+    return gemm_block<Term, Beside, To, 1, W, kTail, kTransA>;
   } else {
-    return rows == R ? gemm_block<Term, Beside, R, W, kTransA> : gemm_block_of<Term, Beside, R - 1, W, kTransA>(rows);
+    return rows == R ? gemm_block<Term, Beside, To, R, W, kTail, kTransA>
+                     : gemm_block_of<Term, Beside, To, R - 1, W, kTail, kTransA>(rows);
   }
 }
 
-// All m rows of one panel of W vectors.
-template <class Term, int W, bool kTransA, class Beside>
-void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
-                bool accumulate, Beside beside) {
-  constexpr int R = kAccumulators / W > 16 ? 16 : kAccumulators / W;
+// All m rows of one panel of W vectors and where kTail a half.
+template <class Term, int W, bool kTail, bool kTransA, class To, class Beside>
+void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, To to, Beside beside) {
+  constexpr int kEach = kAccumulators / (W + kTail), R = kEach > 16 ? 16 : kEach;
   const int64_t blocks = ceil_div(m, R), each = m / blocks, longer = m % blocks;  // even blocks: no thin last one
   int64_t i = 0;
   for (int64_t block = 0; block < blocks; block++) {
     const int rows = int(each + (block < longer));
-    gemm_block_of<Term, Beside, R, W, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb, c + i * ldc, ldc,
-                                                     accumulate, beside.skip_rows(i));
+    gemm_block_of<Term, Beside, To, R, W, kTail, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb,
+                                                                to.skip(i, 0), beside.skip_rows(i));
     i += rows;
   }
 }
 
-template <bool kTransA, class Term = FloatTerm, class Beside = Alone>
-void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-          int64_t ldc, bool accumulate, Beside beside = {}) {
-  const int64_t vectors = ceil_div(n, kLanes), panels = ceil_div(vectors, kPanelVectors);
+// n is rounded up to kColumns: kLanes or kGrain.
+template <bool kTransA, class Term = FloatTerm, int kColumns = kLanes, class To, class Beside = Alone>
+void gemm_to(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, To to,
+             Beside beside = {}) {
+  const int64_t pieces = ceil_div(n, kColumns), whole = pieces * kColumns / kLanes;
+  const bool half = pieces * kColumns % kLanes != 0;
+  const int64_t vectors = whole + half, panels = ceil_div(vectors, kPanelVectors);
   int64_t j = 0;
   for (int64_t panel = 0; panel < panels; panel++) {
     const int w = int(vectors / panels + (panel < vectors % panels));  // 5 = 3 + 2, not 4 + 1
     const float* bj = b + j * kLanes;
-    float* cj = c + j * kLanes;
+    const To to_j = to.skip(0, j * kLanes);
+    const auto columns = [&](auto width) {
+      constexpr int W = decltype(width)::value;
+      if constexpr (W <= kPanelVectors) {
+        if constexpr (kColumns < kLanes) {
+          if (half && panel + 1 == panels)
+            return gemm_panel<Term, W - 1, true, kTransA>(m, k, a, lda, bj, ldb, to_j, beside);
+        }
+        gemm_panel<Term, W, false, kTransA>(m, k, a, lda, bj, ldb, to_j, beside);
+      }
+    };
     switch (w) {
       case 1:
-        gemm_panel<Term, 1, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        columns(Constant<1>{});
         break;
       case 2:
-        gemm_panel<Term, 2, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        columns(Constant<2>{});
         break;
       case 3:
-        if constexpr (kPanelVectors > 2)
-          gemm_panel<Term, 3, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        columns(Constant<3>{});
         break;
       case 4:
-        if constexpr (kPanelVectors > 2)
-          gemm_panel<Term, 4, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        columns(Constant<4>{});
         break;
     }
     j += w;
   }
 }
 
+template <bool kTransA, class Term = FloatTerm, int kColumns = kLanes, class Beside = Alone>
+void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+          int64_t ldc, bool accumulate, Beside beside = {}) {
+  gemm_to<kTransA, Term, kColumns>(m, n, k, a, lda, b, ldb, Sums{c, ldc, accumulate}, beside);
+}
+
 constexpr int kHalf = kLanes / 2;
 typedef double vd __attribute__((vector_size(kHalf * 8)));
-typedef float vf_half __attribute__((vector_size(kHalf * 4)));
+typedef float vf_of_vd __attribute__((vector_size(kHalf * 4)));
 
 inline void gemm_precise(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                          float* c, float* rest, int64_t ldc) {
@@ -136,15 +186,15 @@ inline void gemm_precise(int64_t m, int64_t n, int64_t k, const float* a, int64_
     for (int64_t j = 0; j < round_up(n, kLanes); j += kHalf) {
       vd acc[R] = {};
       for (int64_t p = 0; p < k; p++) {
-        vf_half x;
+        vf_of_vd x;
         __builtin_memcpy(&x, b + p * ldb + j, sizeof x);
         const vd row = __builtin_convertvector(x, vd);
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) acc[r] += row * double(rows[r][p]);
       }
       for (int r = 0; r < R && i + r < m; r++) {
-        const vf_half high = __builtin_convertvector(acc[r], vf_half);
-        const vf_half low = __builtin_convertvector(acc[r] - __builtin_convertvector(high, vd), vf_half);
+        const vf_of_vd high = __builtin_convertvector(acc[r], vf_of_vd);
+        const vf_of_vd low = __builtin_convertvector(acc[r] - __builtin_convertvector(high, vd), vf_of_vd);
         __builtin_memcpy(c + (i + r) * ldc + j, &high, sizeof high);
         __builtin_memcpy(rest + (i + r) * ldc + j, &low, sizeof low);
       }

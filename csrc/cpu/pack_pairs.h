@@ -28,6 +28,10 @@ FF_INLINE vf pair(vf a, vf b) {
   const __m512i low = _mm512_srli_epi32((__m512i)((vu)a + 0x8000u), 16), high = (__m512i)((vu)b + 0x8000u);
   return (vf)_mm512_mask_blend_epi16(0xaaaaaaaa, low, high);
 }
+FF_INLINE vf_half pair(vf_half a, vf_half b) {
+  const __m256i half = _mm256_set1_epi32(0x8000), low = _mm256_srli_epi32(_mm256_add_epi32((__m256i)a, half), 16);
+  return (vf_half)_mm256_blend_epi16(low, _mm256_add_epi32((__m256i)b, half), 0xaa);
+}
 
 FF_INLINE __m512i load_row(const bf16* src, int64_t cols) {
   if (cols >= 32) return _mm512_loadu_si512(src);
