@@ -68,10 +68,13 @@ struct GradientTile {
     float* sums = bias_sums ? bias_sums : ds_bias;
     if (keep) dropout_tile(p, t, keys.begin, n, keep);
     const bool whole = keys.begin <= t.key_begin && keys.end == t.key_end;  // all that these queries see
+    const bool bare = !keep && !p.gate && !slope && !sums;
     for (int lane = 0; lane < t.lanes; lane += kLanes) {
       if (whole) find_probabilities(n, t.lanes, lane);
-      if (whole) gradient_column<true>(n, t.lanes, lane, p_weights, ds_weights, sums);
-      if (!whole) gradient_column<false>(n, t.lanes, lane, p_weights, ds_weights, sums);
+      const auto column =
+          whole ? (bare ? &GradientTile::gradient_column<true, true> : &GradientTile::gradient_column<true, false>)
+                : (bare ? &GradientTile::gradient_column<false, true> : &GradientTile::gradient_column<false, false>);
+      (this->*column)(n, t.lanes, lane, p_weights, ds_weights, sums);
     }
     p_weights.finish(n);
     ds_weights.finish(n);
@@ -112,8 +115,8 @@ struct GradientTile {
     store(offset + lane, correction * open - load(lane_dlse + lane));
   }
 
-  // One vector of lanes: from products to the weights P and dS.
-  template <bool kHaveProbabilities>
+  // One vector of lanes: from products to the weights P and dS. kBare: no dropout, gate, softcap and gradient of bias.
+  template <bool kHaveProbabilities, bool kBare>
   void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights,
                        float* bias_sums) {
     const vf high = load(lse_high + lane), low = load(lse_low + lane), middle = load(center + lane),
@@ -123,6 +126,10 @@ struct GradientTile {
     const auto gradient = [&](int64_t row, vf& weight) FF_LAMBDA {
       const int64_t at = row * lanes + lane;
       const vf prob = kHaveProbabilities ? load(scores + at) : find_probability(at, high, low);
+      if constexpr (kBare) {
+        weight = prob;
+        return prob * (load(dp + at) - middle - from);
+      }
       const vf g = received(at, kept_share);
       weight = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;
       if (p.gate) {
