@@ -26,7 +26,7 @@ struct GradientTile {
       dgate[kTileQ];
   alignas(64) float center[kTileQ], offset[kTileQ];
   Kept kept;
-  alignas(64) float kept_share[kTileQ];  // P = kept kept_share
+  alignas(64) float kept_factor[kTileQ];  // P = kept kept_factor
 
   explicit GradientTile(const AttentionBackward& problem) : p(problem), units(problem) {}
 
@@ -67,9 +67,9 @@ struct GradientTile {
   void take_kept(Kept weights, const float* references, int64_t lanes) {
     kept = weights;
     for (int64_t lane = 0; lane < lanes; lane += kLanes) {
-      const vf share =
+      const vf factor =
           probability<false>(references + lane, nullptr, units, load(lse_high + lane), load(lse_low + lane));
-      store(kept_share + lane, share);
+      store(kept_factor + lane, factor);
     }
   }
 
@@ -83,10 +83,15 @@ struct GradientTile {
     float* sums = bias_sums ? bias_sums : ds_bias;
     if (keep) dropout_tile(p, t, keys.begin, n, keep);
     const bool whole = keys.begin <= t.key_begin && keys.end == t.key_end;  // all that these queries see
+    const bool bare = !keep && !p.gate && !slope && !sums;
     for (int lane = 0; lane < t.lanes; lane += kLanes) {
       if (whole) find_probabilities<kFrom>(n, t.lanes, lane);
-      if (whole) gradient_column<From::kProbabilities>(n, t.lanes, lane, p_weights, ds_weights, sums);
-      if (!whole) gradient_column<kFrom>(n, t.lanes, lane, p_weights, ds_weights, sums);
+      const auto column = [&](auto bare_column, auto column) {
+        (this->*(bare ? bare_column : column))(n, t.lanes, lane, p_weights, ds_weights, sums);
+      };
+      whole ? column(&GradientTile::gradient_column<From::kProbabilities, true>,
+                     &GradientTile::gradient_column<From::kProbabilities, false>)
+            : column(&GradientTile::gradient_column<kFrom, true>, &GradientTile::gradient_column<kFrom, false>);
     }
     p_weights.finish(n);
     ds_weights.finish(n);
@@ -99,7 +104,7 @@ struct GradientTile {
     return keep ? (vf)((vi)(g * kept_share) & load(keep + at)) : g;
   }
 
-  // Of one vector of lanes; high, low: its lse, high being the kept weights' share where those are there.
+  // Of one vector of lanes; high, low: its lse, high being kept_factor where there are kept weights.
   template <From kFrom>
   FF_INLINE vf find_probability(int64_t row, int64_t lanes, int lane, vf high, vf low) const {
     const int64_t at = row * lanes + lane;
@@ -109,7 +114,7 @@ struct GradientTile {
   }
   template <From kFrom>
   FF_INLINE vf high_of(int lane) const {
-    return load((kFrom == From::kKept ? kept_share : lse_high) + lane);
+    return load((kFrom == From::kKept ? kept_factor : lse_high) + lane);
   }
 
   // One vector of lanes: scores become probabilities, and delta is summed from them in two steps,
@@ -137,8 +142,8 @@ struct GradientTile {
     store(offset + lane, correction * open - load(lane_dlse + lane));
   }
 
-  // One vector of lanes: from products to the weights P and dS.
-  template <From kFrom>
+  // One vector of lanes: from products to the weights P and dS. kBare: no dropout, gate, softcap and gradient of bias.
+  template <From kFrom, bool kBare>
   void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights,
                        float* bias_sums) {
     const vf high = high_of<kFrom>(lane), low = load(lse_low + lane), middle = load(center + lane),
@@ -148,6 +153,10 @@ struct GradientTile {
     const auto gradient = [&](int64_t row, vf& weight) FF_LAMBDA {
       const int64_t at = row * lanes + lane;
       const vf prob = find_probability<kFrom>(row, lanes, lane, high, low);
+      if constexpr (kBare) {
+        weight = prob;
+        return prob * (load(dp + at) - middle - from);
+      }
       const vf g = received(at, kept_share);
       weight = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;
       if (p.gate) {
