@@ -94,8 +94,8 @@ void decode_scores(const float* q, int64_t ld, int rows, const T* k, int64_t str
     for (int i = 0; i < kLanes; i++) keys[i] = k + min_of(j + i, n - 1) * stride;
     touch_pages(k + j * stride, stride);
     for (int r = 0; r < rows; r++) {
-      const vf scores = r == 0 ? decode_dots<T, true>(q, keys, stride, dim)
-                               : decode_dots<T, false>(q + r * ld, keys, stride, dim);
+      const vf scores =
+          r == 0 ? decode_dots<T, true>(q, keys, stride, dim) : decode_dots<T, false>(q + r * ld, keys, stride, dim);
       store(x + r * kDecodeKeys + j, select((vi)(lane_index() < splat(int32_t(n - j))), scores, splat(-kInf)));
     }
   }
