@@ -7,14 +7,13 @@
 //   pack_lanes        Q or dO [m][d] as right operand contracted over d, lanes = queries
 //   pack_natural      Q or dO [m][d] as right operand contracted over m, lanes = columns d
 //
-//   rows_product      C[n][lanes] = rows_operand x pack_lanes
-//   scores_product    the same, with what rounding left out if `rest` is not null, see attention_scores.h; beside it an
-//                     Ahead or Alone
+//   rows_product      C[n][lanes] = rows_operand x pack_lanes, its first `width` lanes; lanes = width rounded up to kLanes
+//   scores_product    the same, with what rounding left out if `rest` is not null, see attention_scores.h
 //   sum_product       Sum (+)= weights x sum_operand; see scale_sum and write_sum for what a Sum is
 //   lanes_product     C[n][d] (+)= weights^T x pack_natural     dV += P^T dO     dK += dS^T Q
 //   lanes_result      factor times the same, rounded to a result [n][d], d whole vectors; where kRoundsResults
 //
-// Weights (P^T or dS^T) of a tile are written row by row, see Weights. Sizes here are in elements of Packed.
+// `beside`: what a product asks memory for meanwhile, see ahead.h. Weights (P^T or dS^T) of a tile are written row by row, see Weights. Sizes here are in elements of Packed.
 #pragma once
 
 #include "cpu/ahead.h"

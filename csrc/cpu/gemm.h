@@ -25,8 +25,9 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 constexpr int kPanelVectors = kVectorRegisters == 32 ? 4 : 2;
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 
-// One term of a sum.
+// One term of a sum; kFromMemory: its instruction broadcasts a number in memory itself.
 struct FloatTerm {
+  static constexpr bool kFromMemory = true;
   template <class V>
   FF_INLINE static V add(V a, V b, V sum) {
     return fma(a, b, sum);
@@ -34,6 +35,7 @@ struct FloatTerm {
 };
 #if defined(__AVX512BF16__)
 struct PairTerm {
+  static constexpr bool kFromMemory = false;
   FF_INLINE static vf add(vf a, vf b, vf sum) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
   FF_INLINE static vf_half add(vf_half a, vf_half b, vf_half sum) {
     return (vf_half)_mm256_dpbf16_ps((__m256)sum, (__m256bh)a, (__m256bh)b);
@@ -65,6 +67,31 @@ struct Rounded {
   }
 };
 
+// The elements of A in one step p: row i is A[i * lda + p], or A[p * lda + i] with kTransA. Two addresses and multiples of
+// lda reach 12 rows; the compiler, if it saw through them, would keep an address for each and spill the most.
+template <bool kTransA>
+struct LeftColumn {
+  const float *first, *seventh;
+  int64_t lda, lda3, lda5;
+
+  LeftColumn(const float* a, int64_t ld) : first(a), seventh(a + 6 * ld), lda(ld), lda3(3 * ld), lda5(5 * ld) {
+    asm("" : "+r"(lda), "+r"(lda3), "+r"(lda5));
+  }
+  FF_INLINE float row(int i) const {
+    if (kTransA) return first[i];
+    const float* at = i < 6 ? first : seventh;
+    if (i >= 12) at += 6 * lda;
+    const int64_t offsets[6] = {0, lda, 2 * lda, lda3, 4 * lda, lda5};
+    return at[offsets[i % 6]];
+  }
+  FF_INLINE void next() {
+    first += kTransA ? lda : 1;
+    if (kTransA) return;
+    seventh += 1;
+    asm("" : "+r"(first), "+r"(seventh));
+  }
+};
+
 // R rows of C, W whole vectors and where kTail half of one more.
 template <class Term, class Beside, class To, int R, int W, bool kTail, bool kTransA>
 void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb, To to,
@@ -77,7 +104,8 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
 #pragma GCC unroll 4
     for (int j = 0; j < W; j++) acc[i][j] = vf{};
   }
-  for (int64_t p = 0; p < k; p++) {
+  LeftColumn<kTransA> left(a, lda);
+  for (int64_t p = 0; p < k; p++, left.next()) {
     vf row[W];
     vf_half last{};
     beside.step(p);
@@ -86,10 +114,14 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
     if (kTail) last = load_as<vf_half>(b + p * ldb + W * kLanes);
 #pragma GCC unroll 24
     for (int i = 0; i < R; i++) {
-      const vf x = splat(kTransA ? a[p * lda + i] : a[i * lda + p]);
+      const vf x = splat(left.row(i));
 #pragma GCC unroll 4
       for (int j = 0; j < W; j++) acc[i][j] = Term::add(x, row[j], acc[i][j]);
-      if (kTail) tail[i] = Term::add(low_half(x), last, tail[i]);
+      if (kTail && !Term::kFromMemory) tail[i] = Term::add(low_half(x), last, tail[i]);
+    }
+#pragma GCC unroll 24
+    for (int i = 0; kTail && Term::kFromMemory && i < R; i++) {
+      tail[i] = Term::add(splat_as<vf_half>(left.row(i)), last, tail[i]);
     }
   }
 #pragma GCC unroll 24
