@@ -13,7 +13,8 @@
 //   lanes_product     C[n][d] (+)= weights^T x pack_natural     dV += P^T dO     dK += dS^T Q
 //   lanes_result      factor times the same, rounded to a result [n][d], d whole vectors; where kRoundsResults
 //
-// `beside`: what a product asks memory for meanwhile, see ahead.h. Weights (P^T or dS^T) of a tile are written row by row, see Weights. Sizes here are in elements of Packed.
+// `beside` is what a product asks memory for meanwhile, see ahead.h. Weights (P^T or dS^T) of a tile are written row by
+// row, see Weights. Sizes here are in elements of Packed.
 #pragma once
 
 #include "cpu/ahead.h"
