@@ -16,8 +16,8 @@
 #pragma once
 
 #include "cpu/arena.h"
+#include "cpu/attention_bwd_dq.h"
 #include "cpu/attention_bwd_keys.h"
-#include "cpu/attention_bwd_plan.h"
 #include "cpu/attention_bwd_tile.h"
 #include "cpu/attention_kept.h"
 #include "cpu/buffer.h"
@@ -112,7 +112,7 @@ struct BackwardTask {
       run_block(batch, kv_head, key, min_of(key + plan.block, end));
     for (int64_t i = 0; i < plan.tiles; i++) {
       if (!dq_started[i]) __builtin_memset(dq + i * plan.dq_tile, 0, plan.dq_tile * sizeof(float));
-      if (plan.parts == 1 && p.dq) write_dq(p, stack_rows, pair, i, dq + i * plan.dq_tile);
+      if (plan.parts == 1 && p.dq) write_dq<Engine>(p, pair, i, dq + i * plan.dq_tile);
     }
   }
 
@@ -275,23 +275,6 @@ struct BackwardTask {
       dq_started[i] = true;
     }
   }
-
-  static void write_dq(const AttentionBackward& p, int64_t stack_rows, int64_t pair, int64_t tile, float* sum) {
-    const int64_t row = tile * kTileQ, rows = min_of<int64_t>(kTileQ, stack_rows - row), lanes = round_up(rows, kLanes);
-    alignas(64) float factors[kTileQ];
-    for (int lane = 0; lane < kTileQ; lane += kLanes) store(factors + lane, splat(p.scale));
-    Engine::write_sum(sum, rows, lanes, p.dim, factors, static_cast<T*>(p.dq) + (pair * stack_rows + row) * p.dim);
-  }
-
-  // Adds the parts of one query tile of one (batch, key head), in order.
-  static void merge_dq(const AttentionBackward& p, const BackwardPlan& plan, int64_t index) {
-    const int64_t all = p.batch * p.kv_heads * plan.tiles * plan.dq_tile;
-    float* sum = plan.partial_dq + index * plan.dq_tile;
-    for (int64_t other = 1; other < plan.parts; other++) {
-      for (int64_t i = 0; i < plan.dq_tile; i += kLanes) store(sum + i, load(sum + i) + load(sum + other * all + i));
-    }
-    write_dq(p, Stack(p).rows, index / plan.tiles, index % plan.tiles, sum);
-  }
 };
 
 template <class Engine>
@@ -322,7 +305,7 @@ void attention_bwd(const AttentionBackward& p) {
         p.pool, pairs * plan.tiles,
         [](void* argument, int64_t index, int) {
           const Context& c = *static_cast<Context*>(argument);
-          BackwardTask<Engine>::merge_dq(c.p, c.plan, index);
+          merge_dq<Engine>(c.p, c.plan, index);
         },
         &context);
   }
