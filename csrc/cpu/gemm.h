@@ -5,10 +5,10 @@
 //                                                                   an element of A and B is a pair along k, k counts
 //                                                                   pairs, products add up in float
 //
-// Vector lanes run along n. B and C rows are padded by their owner to whole vectors (n is rounded up to kLanes; what
-// lies in the padding of B only reaches the padding of C). A is read element by element and broadcast, so it needs no
-// packing, no alignment and no padding: row i, column p is A[i * lda + p], or A[p * lda + i] with kTransA. Any m, n, k
-// >= 1.
+// Vector lanes run along n. B and C rows are padded by their owner to whole vectors (n is rounded up to kColumns: kLanes,
+// or kGrain of simd_vector.h; what lies in the padding of B only reaches the padding of C). A is read element by element
+// and broadcast, so it needs no packing, no alignment and no padding: row i, column p is A[i * lda + p], or
+// A[p * lda + i] with kTransA. Any m, n, k >= 1.
 //
 // A block of R rows x W vectors of C stays in registers while p runs: per p it takes W loads, R broadcasts and R * W
 // FMAs. 24 of 32 registers (12 of 16) accumulate, above the 8 that two FMA ports of latency 4 need. What C held is
