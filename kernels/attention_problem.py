@@ -9,10 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
+from .precision import dot_precision
+
 _LOG2_E = math.log2(math.e)
-# Of float32 products, the same in every kernel, so that backward sees forward's scores bit for bit: FMAs. In three
-# bfloat16 parts (precision.py) the operands of two to five products a tile do not fit into registers.
-_PRECISION = "ieee"
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class AttentionProblem:
             "PLAIN": self.plain,
             "D": self.D,
             "BLOCK_D": _block(self.D),
-            "PRECISION": _PRECISION,
+            "PRECISION": dot_precision(self.q.dtype),
         }
 
     def values(self) -> dict[str, object]:

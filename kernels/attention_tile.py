@@ -49,10 +49,24 @@ def load_rows(rows, stride, count, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D
 
 
 @triton.jit
-def gather_rows(rows, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def gather_rows(rows, inside, D, BLOCK_D: tl.constexpr):
     """(M, BLOCK_D) from the pointers `rows` (M,); 0 from feature D on and where not `inside` (M,)."""
     feature = tl.arange(0, BLOCK_D)[None, :]
     return tl.load(rows[:, None] + feature, mask=inside[:, None] & (feature < D), other=0.0)
+
+
+@triton.jit
+def product_in_steps(
+    a, a_inside, b, b_inside,  # pointers (M,), (N,) to rows, and whether they are there
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STEP_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """a b^T (M, N), STEP_D features at a time, both read anew: a loop, so that no step's operands outlive it."""
+    x = tl.zeros([a.shape[0], b.shape[0]], tl.float32)
+    for begin in range(0, BLOCK_D, STEP_D):
+        rows = gather_rows(a + begin, a_inside, D - begin, STEP_D)
+        others = gather_rows(b + begin, b_inside, D - begin, STEP_D)
+        x = tl.dot(rows, tl.trans(others), x, input_precision=PRECISION)
+    return x
 
 
 @triton.jit
