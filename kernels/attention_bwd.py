@@ -190,11 +190,13 @@ def _dkdv_step(
     dk_tile, dv_tile,  # (N, BLOCK_D), (N, BLOCK_DV)
     begin, head,  # first query of the block, and its head
     q, dout, stride_qh, stride_doh, stride_qm, stride_dom,  # of the batch
-    keys, values, k_rows, v_rows, key_inside,  # (N, BLOCK_D), (N, BLOCK_DV), or None both; (N,) each
+    keys, values,  # (N, BLOCK_D), (N, BLOCK_DV), or None both where products are made in steps
+    k, v, stride_kn, stride_vn,  # first row of the tile
     lo, hi, stride_sb, stride_sm, terms, dlse, sink, gate, all_rows, b, H, Sq,
     start,  # first key of the tile
     bias, stride_bb, stride_bh, stride_bm, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-    BLOCK_M: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
     STEP_D: tl.constexpr, NEED_K: tl.constexpr, NEED_V: tl.constexpr,
     FITS: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -218,10 +220,12 @@ def _dkdv_step(
     if bias is not None:
         bias = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, tl.zeros_like(i) + head, i)
     if STEP_D:
-        step = tl.arange(0, BLOCK_M)
-        q_rows, dout_rows = q + step * stride_qm, dout + step * stride_dom
-        x = product_in_steps(k_rows, key_inside, q_rows, begin + step < Sq, D, BLOCK_D, STEP_D, PRECISION)
-        g = product_in_steps(v_rows, key_inside, dout_rows, begin + step < Sq, Dv, BLOCK_DV, STEP_D, PRECISION)
+        query_row, key_row = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+        query_inside, key_inside = begin + query_row < Sq, start + key_row < Sk
+        k_rows, q_rows = k + key_row * stride_kn, q + query_row * stride_qm
+        x = product_in_steps(k_rows, key_inside, q_rows, query_inside, D, BLOCK_D, STEP_D, PRECISION)
+        v_rows, dout_rows = v + key_row * stride_vn, dout + query_row * stride_dom
+        g = product_in_steps(v_rows, key_inside, dout_rows, query_inside, Dv, BLOCK_DV, STEP_D, PRECISION)
         queries = load_rows(q, stride_qm, Sq - begin, BLOCK_M, D, BLOCK_D, MASKED)
         douts = load_rows(dout, stride_dom, Sq - begin, BLOCK_M, Dv, BLOCK_DV, MASKED)
     else:
@@ -271,8 +275,6 @@ def attention_dkdv_kernel(
 
     k += b64 * stride_kb + kv_head64 * stride_kh + start64 * stride_kn
     v += b64 * stride_vb + kv_head64 * stride_vh + start64 * stride_vn
-    key = start + tl.arange(0, BLOCK_N)
-    k_rows, v_rows = k + tl.arange(0, BLOCK_N) * stride_kn, v + tl.arange(0, BLOCK_N) * stride_vn
     keys = None if STEP_D else load_rows(k, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, True)
     values = None if STEP_D else load_rows(v, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, True)
     late = unit if PLAIN else LOG2_E
@@ -290,10 +292,11 @@ def attention_dkdv_kernel(
         begin = full_first + step % tl.maximum(blocks, 1) * BLOCK_M
         dk_tile, dv_tile = _dkdv_step(
             dk_tile, dv_tile, begin, head, q, dout, stride_qh, stride_doh, stride_qm, stride_dom,
-            keys, values, k_rows, v_rows, key < Sk,
+            keys, values, k, v, stride_kn, stride_vn,
             lo, hi, stride_sb, stride_sm, terms, dlse, sink, gate, all_rows, b, H, Sq, start,
             bias, stride_bb, stride_bh, stride_bm, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-            BLOCK_M, D, BLOCK_D, Dv, BLOCK_DV, STEP_D, dk is not None, dv is not None, False, PLAIN, False, PRECISION,
+            BLOCK_M, BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, STEP_D,
+            dk is not None, dv is not None, False, PLAIN, False, PRECISION,
         )  # fmt: skip
     before = (full_first - first) // EDGE_M
     edges = before + tl.cdiv(end - full_end, EDGE_M)
@@ -303,12 +306,14 @@ def attention_dkdv_kernel(
         begin = edge * EDGE_M + tl.where(edge < before, first, full_end - before * EDGE_M)
         dk_tile, dv_tile = _dkdv_step(
             dk_tile, dv_tile, begin, head, q, dout, stride_qh, stride_doh, stride_qm, stride_dom,
-            keys, values, k_rows, v_rows, key < Sk,
+            keys, values, k, v, stride_kn, stride_vn,
             lo, hi, stride_sb, stride_sm, terms, dlse, sink, gate, all_rows, b, H, Sq, start,
             bias, stride_bb, stride_bh, stride_bm, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-            EDGE_M, D, BLOCK_D, Dv, BLOCK_DV, STEP_D, dk is not None, dv is not None, FITS, PLAIN, True, PRECISION,
+            EDGE_M, BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, STEP_D,
+            dk is not None, dv is not None, FITS, PLAIN, True, PRECISION,
         )  # fmt: skip
 
+    key = start + tl.arange(0, BLOCK_N)
     row = (b64 * Hk + kv_head) * Sk + key
     if dk is not None:
         feature = tl.arange(0, BLOCK_D)[None, :]

@@ -86,12 +86,12 @@ def attention_sums_kernel(
         sees = tl.maximum(first_key, start) < tl.minimum(end_key, start + BLOCK_N)
         if tl.max(sees.to(tl.int32), 0) > 0:
             q_rows = q + b64 * stride_qb + head64 * stride_qh + i64 * stride_qm
+            queries = None if STEP_D else gather_rows(q_rows, inside, D, BLOCK_D)
             k_tile = k + b64 * stride_kb + kv_head64 * stride_kh + start64 * stride_kn
             if STEP_D:
                 k_rows = k_tile + tl.arange(0, BLOCK_N) * stride_kn
                 x = product_in_steps(q_rows, inside, k_rows, key < Sk, D, BLOCK_D, STEP_D, PRECISION)
             else:
-                queries = gather_rows(q_rows, inside, D, BLOCK_D)
                 keys = load_rows(k_tile, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, True)
                 x = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
             bias_i = bias
@@ -103,12 +103,12 @@ def attention_sums_kernel(
                 acc += probabilities(s, late, lse2, lse2_low, 1)
             else:
                 dout_rows = dout + b64 * stride_dob + head64 * stride_doh + i64 * stride_dom
+                douts = None if STEP_D else gather_rows(dout_rows, inside, Dv, BLOCK_DV)
                 v_tile = v + b64 * stride_vb + kv_head64 * stride_vh + start64 * stride_vn
                 if STEP_D:
                     v_rows = v_tile + tl.arange(0, BLOCK_N) * stride_vn
                     g = product_in_steps(dout_rows, inside, v_rows, key < Sk, Dv, BLOCK_DV, STEP_D, PRECISION)
                 else:
-                    douts = gather_rows(dout_rows, inside, Dv, BLOCK_DV)
                     values = load_rows(v_tile, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, True)
                     g = tl.dot(douts, tl.trans(values), input_precision=PRECISION)
                 terms_i = query_terms(None, terms, dlse, sink, gate, index * Sq + i, all_rows, head, inside)
