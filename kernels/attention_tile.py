@@ -105,7 +105,7 @@ def bias_rows(bias, stride_b, stride_h, stride_m, b, head, i):
 def scores(
     x,  # tile of q k^T, float32
     bias,  # pointers (M,) to each query's row of the bias, float or bool, or None
-    stride_bn,
+    stride_bn,  # or None: one bias for all keys
     start,  # first key of the tile
     first_key, end_key,  # (M,): what each query sees
     Sk,
@@ -124,8 +124,11 @@ def scores(
             u = tanh(x)
             x = u * softcap
     if bias is not None:
-        pointers = tl.expand_dims(bias + tl.cast(start, tl.int64) * stride_bn, KEY_AXIS) + (key - start) * stride_bn
-        added = tl.load(pointers, mask=key < Sk, other=0) if MASKED else tl.load(pointers)
+        if stride_bn is None:
+            added = tl.load(tl.expand_dims(bias, KEY_AXIS))
+        else:
+            pointers = tl.expand_dims(bias + tl.cast(start, tl.int64) * stride_bn, KEY_AXIS) + (key - start) * stride_bn
+            added = tl.load(pointers, mask=key < Sk, other=0) if MASKED else tl.load(pointers)
         x = tl.where(added, x, -INF) if added.dtype.is_int() else x + added.to(tl.float32)
     if MASKED:
         visible = (key >= tl.expand_dims(first_key, KEY_AXIS)) & (key < tl.expand_dims(end_key, KEY_AXIS))
