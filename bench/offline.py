@@ -32,7 +32,7 @@ from fastfuse.backends import select
 from fastfuse.backends import triton as backend
 
 MMA = {"HMMA": r"\bHMMA\.", "HGMMA": r"\bHGMMA\.", "UTCMMA": r"\bUTC\w*MMA\b"}  # sm_80's, sm_90's and sm_100's
-SLOW_PRODUCT = r"tt\.dot .*x(?:bf16|f16), #ttg\.dot_op.*parent = #blocked"  # in Triton's GPU dialect
+SLOW_PRODUCT = r"tt\.dot .*, #ttg\.dot_op.*parent = #blocked"  # in Triton's GPU dialect: made of FMA instructions
 WARPGROUP_ROWS = 64  # sm_90's and sm_100's products take that many rows; smaller ones are sm_80's
 
 
@@ -58,8 +58,8 @@ class Report:
     registers: int = 0  # a thread
     spilled: int = 0  # bytes of local memory a thread
     shared: int = 0  # bytes a block
-    products: int = 0  # tl.dot that the tensor cores are to make: all but those of float32 that ask for FMAs ("ieee")
-    slow_products: int = 0  # of 16-bit elements, made by FMAs all the same
+    products: int = 0  # tl.dot
+    slow_products: int = 0  # that FMA instructions make, not the tensor cores
     mma: tuple[str, ...] = ()  # the kinds of matrix instructions in the machine code
     wide: bool = False  # whether a product is of a warpgroup's size
     error: str = ""  # the compiler's, if it refused
@@ -141,17 +141,14 @@ def inspect(launch: Launch) -> Report:
         except Exception as error:  # the compiler has many
             return Report(**report, error=_root(error))
     usage, code = _disassemble(compiled.asm["cubin"])
-    dots = re.findall(r"tt\.dot (.*) : tensor<\S*x(\w+)> .*-> tensor<(?:\d+x)?(\d+)x\d+xf32>", compiled.asm["ttir"])
-    rows = [int(rows) for how, element, rows in dots if element != "f32" or "inputPrecision" in how]
+    rows = [int(rows) for rows in re.findall(r"tt\.dot .*-> tensor<(?:\d+x)?(\d+)x\d+xf32>", compiled.asm["ttir"])]
     return Report(
         **report,
         registers=int(re.search(r"REG:(\d+)", usage)[1]),
         spilled=sum(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
         shared=compiled.metadata.shared,
         products=len(rows),
-        slow_products=len(
-            re.findall(r"tt\.dot .*x(?:bf16|f16), #ttg\.dot_op.*parent = #blocked", compiled.asm["ttgir"])
-        ),
+        slow_products=len(re.findall(SLOW_PRODUCT, compiled.asm["ttgir"])),
         mma=tuple(kind for kind, pattern in MMA.items() if re.search(pattern, code)),
         wide=any(count >= WARPGROUP_ROWS for count in rows),
     )

@@ -72,7 +72,13 @@ class Problem:
 
 
 def candidates(kernel: str, itemsize: int) -> list[Tile]:
-    """Cuts worth compiling, for elements of 2 bytes; those of 4 take a half of the rows or columns."""
+    """Cuts worth compiling, for elements of 2 bytes; those of 4 take a half of the rows or columns.
+
+    Attention's of 4 are smaller, and products take a few features at a time: three bfloat16 parts of more do not fit.
+    """
+    if kernel.startswith("attention") and itemsize == 4:
+        rows = (16,) if kernel == "attention_decode" else (16, 32, 64)
+        return [Tile(*size) for size in itertools.product(rows, (16, 32, 64), (4, 8), (1, 2), (16, 32))]
     if kernel == "attention_decode":
         sizes: Iterable[tuple[int, ...]] = itertools.product((16,), (32, 64, 128), (4,), (2, 3, 4), (0,))
     elif kernel.startswith("attention"):

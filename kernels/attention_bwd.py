@@ -21,7 +21,7 @@ from torch import Tensor
 from .attention_gradient import gradient_tile, query_terms
 from .attention_problem import AttentionProblem
 from .attention_sums import attention_dbias
-from .attention_tile import LOG2_E, bias_rows, gather_rows, key_tiles, load_rows, span_ends
+from .attention_tile import LOG2_E, bias_rows, gather_rows, key_tiles, load_rows, product_in_steps, span_ends
 
 _SCAN = 1024  # queries whose spans are looked at in one go
 
@@ -30,18 +30,27 @@ _SCAN = 1024  # queries whose spans are looked at in one go
 def _dq_step(
     acc, received,  # (M, BLOCK_D), (M,)
     tile,  # of keys
-    queries, douts, k, v, stride_kn, stride_vn,
+    queries, douts, q_rows, dout_rows, inside,  # (M, BLOCK_D), (M, BLOCK_DV), or None both; (M,) each
+    k, v, stride_kn, stride_vn,
     first_key, end_key, terms, i, plane,
     bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
     BLOCK_N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
+    STEP_D: tl.constexpr,
     GATED: tl.constexpr, FITS: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     start = tile * BLOCK_N
     row = tl.cast(start, tl.int64)
-    keys = load_rows(k + row * stride_kn, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, MASKED)
-    values = load_rows(v + row * stride_vn, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, MASKED)
-    x = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-    g = tl.dot(douts, tl.trans(values), input_precision=PRECISION)
+    if STEP_D:
+        key = start + tl.arange(0, BLOCK_N)
+        k_rows, v_rows = k + tl.cast(key, tl.int64) * stride_kn, v + tl.cast(key, tl.int64) * stride_vn
+        x = product_in_steps(q_rows, inside, k_rows, key < Sk, D, BLOCK_D, STEP_D, PRECISION)
+        g = product_in_steps(dout_rows, inside, v_rows, key < Sk, Dv, BLOCK_DV, STEP_D, PRECISION)
+        keys = load_rows(k + row * stride_kn, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, MASKED)
+    else:
+        keys = load_rows(k + row * stride_kn, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, MASKED)
+        values = load_rows(v + row * stride_vn, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, MASKED)
+        x = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        g = tl.dot(douts, tl.trans(values), input_precision=PRECISION)
     _, _, dx, delta, found = gradient_tile(
         x, g, start, first_key, end_key, terms, i, plane,
         bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS and MASKED, PLAIN, MASKED, 1,
@@ -73,7 +82,7 @@ def attention_dq_kernel(
     all_rows,  # B H Sq
     FITS: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEP_D: tl.constexpr,
 ):  # fmt: skip
     group = H // Hk
     blocks = tl.cdiv(group * Sq, BLOCK_M)
@@ -92,7 +101,8 @@ def attention_dq_kernel(
     first_key, end_key = span_ends(lo, hi, stride_sb, stride_sm, b, i, Sk)
     plane = b * H + head
 
-    douts = gather_rows(dout + b64 * stride_dob + head64 * stride_doh + i64 * stride_dom, inside, Dv, BLOCK_DV)
+    dout_rows = dout + b64 * stride_dob + head64 * stride_doh + i64 * stride_dom
+    douts = gather_rows(dout_rows, inside, Dv, BLOCK_DV)
     outs = gather_rows(out + tl.cast(row, tl.int64) * Dv, inside, Dv, BLOCK_DV)
     lse2, lse2_low, _, open_, dlse_i, p_sink = query_terms(lse, None, dlse, sink, gate, row, all_rows, head, inside)
     delta = tl.sum(douts.to(tl.float32) * outs.to(tl.float32), 1) - dlse_i
@@ -100,7 +110,7 @@ def attention_dq_kernel(
 
     if dq is not None or received is not None:
         q_rows = q + b64 * stride_qb + head64 * stride_qh + i64 * stride_qm
-        queries = gather_rows(q_rows, inside, D, BLOCK_D)
+        queries = None if STEP_D else gather_rows(q_rows, inside, D, BLOCK_D)
         k += b64 * stride_kb + kv_head64 * stride_kh
         v += b64 * stride_vb + kv_head64 * stride_vh
         if bias is not None:
@@ -112,20 +122,20 @@ def attention_dq_kernel(
         sum_i = tl.zeros_like(delta)
         for tile in range(full_first, full_end):
             acc, sum_i, _ = _dq_step(
-                acc, sum_i, tile, queries, douts, k, v, stride_kn, stride_vn,
+                acc, sum_i, tile, queries, douts, q_rows, dout_rows, inside, k, v, stride_kn, stride_vn,
                 first_key, end_key, terms, i, plane,
                 bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-                BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, received is not None, FITS, PLAIN, False, PRECISION,
+                BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, STEP_D, received is not None, FITS, PLAIN, False, PRECISION,
             )  # fmt: skip
         before = full_first - first
         for edge in tl.range(before + end - full_end, num_stages=1):
             tile = edge + tl.where(edge < before, first, full_end - before)
             terms = (lse2, lse2_low, delta, open_, dlse_i, p_sink)
             acc, sum_i, delta = _dq_step(
-                acc, sum_i, tile, queries, douts, k, v, stride_kn, stride_vn,
+                acc, sum_i, tile, queries, douts, q_rows, dout_rows, inside, k, v, stride_kn, stride_vn,
                 first_key, end_key, terms, i, plane,
                 bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-                BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, received is not None, FITS, PLAIN, True, PRECISION,
+                BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, STEP_D, received is not None, FITS, PLAIN, True, PRECISION,
             )  # fmt: skip
         if dq is not None:
             feature = tl.arange(0, BLOCK_D)[None, :]
@@ -180,19 +190,22 @@ def _dkdv_step(
     dk_tile, dv_tile,  # (N, BLOCK_D), (N, BLOCK_DV)
     begin, head,  # first query of the block, and its head
     q, dout, stride_qh, stride_doh, stride_qm, stride_dom,  # of the batch
-    keys, values,  # (N, BLOCK_D), (N, BLOCK_DV)
+    keys, values,  # (N, BLOCK_D), (N, BLOCK_DV), or None both where products are made in steps
+    k, v, stride_kn, stride_vn,  # first row of the tile
     lo, hi, stride_sb, stride_sm, terms, dlse, sink, gate, all_rows, b, H, Sq,
     start,  # first key of the tile
     bias, stride_bb, stride_bh, stride_bm, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-    BLOCK_M: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
-    NEED_K: tl.constexpr, NEED_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
+    STEP_D: tl.constexpr, NEED_K: tl.constexpr, NEED_V: tl.constexpr,
     FITS: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head64, row = tl.cast(head, tl.int64), tl.cast(begin, tl.int64)
     q += head64 * stride_qh + row * stride_qm
     dout += head64 * stride_doh + row * stride_dom
-    queries = load_rows(q, stride_qm, Sq - begin, BLOCK_M, D, BLOCK_D, MASKED)
-    douts = load_rows(dout, stride_dom, Sq - begin, BLOCK_M, Dv, BLOCK_DV, MASKED)
+    if not STEP_D:
+        queries = load_rows(q, stride_qm, Sq - begin, BLOCK_M, D, BLOCK_D, MASKED)
+        douts = load_rows(dout, stride_dom, Sq - begin, BLOCK_M, Dv, BLOCK_DV, MASKED)
     i = begin + tl.arange(0, BLOCK_M)  # consecutive, so that a thread's vectors of terms have one pointer
     plane = b * H + head
     inside, first_key, end_key = None, i, i
@@ -206,8 +219,18 @@ def _dkdv_step(
         first_key, end_key = span_ends(lo, hi, stride_sb, stride_sm, b, i, Sk)
     if bias is not None:
         bias = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, tl.zeros_like(i) + head, i)
-    x = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
-    g = tl.dot(values, tl.trans(douts), input_precision=PRECISION)
+    if STEP_D:
+        query_row, key_row = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+        query_inside, key_inside = begin + query_row < Sq, start + key_row < Sk
+        k_rows, q_rows = k + key_row * stride_kn, q + query_row * stride_qm
+        x = product_in_steps(k_rows, key_inside, q_rows, query_inside, D, BLOCK_D, STEP_D, PRECISION)
+        v_rows, dout_rows = v + key_row * stride_vn, dout + query_row * stride_dom
+        g = product_in_steps(v_rows, key_inside, dout_rows, query_inside, Dv, BLOCK_DV, STEP_D, PRECISION)
+        queries = load_rows(q, stride_qm, Sq - begin, BLOCK_M, D, BLOCK_D, MASKED)
+        douts = load_rows(dout, stride_dom, Sq - begin, BLOCK_M, Dv, BLOCK_DV, MASKED)
+    else:
+        x = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+        g = tl.dot(values, tl.trans(douts), input_precision=PRECISION)
     weight, _, dx, _, _ = gradient_tile(
         x, g, start, first_key, end_key, query, i, tl.zeros_like(i) + plane,
         bias, stride_bn, Sk, unit, softcap, late, seed, drop_below, share, FITS, PLAIN, MASKED, 0,
@@ -238,7 +261,7 @@ def attention_dkdv_kernel(
     all_rows,  # B H Sq
     FITS: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEP_D: tl.constexpr,
     EDGE_M: tl.constexpr,  # queries of a block at the edges, of which BLOCK_M is a multiple
     SCAN: tl.constexpr,
 ):  # fmt: skip
@@ -252,8 +275,8 @@ def attention_dkdv_kernel(
 
     k += b64 * stride_kb + kv_head64 * stride_kh + start64 * stride_kn
     v += b64 * stride_vb + kv_head64 * stride_vh + start64 * stride_vn
-    keys = load_rows(k, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, True)
-    values = load_rows(v, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, True)
+    keys = None if STEP_D else load_rows(k, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, True)
+    values = None if STEP_D else load_rows(v, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, True)
     late = unit if PLAIN else LOG2_E
     first, full_first, full_end, end = _query_blocks(
         lo, hi, stride_sb, stride_sm, b, Sq, Sk, start, BLOCK_M, BLOCK_N, EDGE_M, SCAN
@@ -268,10 +291,12 @@ def attention_dkdv_kernel(
         head = kv_head * group + step // tl.maximum(blocks, 1)
         begin = full_first + step % tl.maximum(blocks, 1) * BLOCK_M
         dk_tile, dv_tile = _dkdv_step(
-            dk_tile, dv_tile, begin, head, q, dout, stride_qh, stride_doh, stride_qm, stride_dom, keys, values,
+            dk_tile, dv_tile, begin, head, q, dout, stride_qh, stride_doh, stride_qm, stride_dom,
+            keys, values, k, v, stride_kn, stride_vn,
             lo, hi, stride_sb, stride_sm, terms, dlse, sink, gate, all_rows, b, H, Sq, start,
             bias, stride_bb, stride_bh, stride_bm, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-            BLOCK_M, D, BLOCK_D, Dv, BLOCK_DV, dk is not None, dv is not None, False, PLAIN, False, PRECISION,
+            BLOCK_M, BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, STEP_D,
+            dk is not None, dv is not None, False, PLAIN, False, PRECISION,
         )  # fmt: skip
     before = (full_first - first) // EDGE_M
     edges = before + tl.cdiv(end - full_end, EDGE_M)
@@ -280,10 +305,12 @@ def attention_dkdv_kernel(
         edge = step % tl.maximum(edges, 1)
         begin = edge * EDGE_M + tl.where(edge < before, first, full_end - before * EDGE_M)
         dk_tile, dv_tile = _dkdv_step(
-            dk_tile, dv_tile, begin, head, q, dout, stride_qh, stride_doh, stride_qm, stride_dom, keys, values,
+            dk_tile, dv_tile, begin, head, q, dout, stride_qh, stride_doh, stride_qm, stride_dom,
+            keys, values, k, v, stride_kn, stride_vn,
             lo, hi, stride_sb, stride_sm, terms, dlse, sink, gate, all_rows, b, H, Sq, start,
             bias, stride_bb, stride_bh, stride_bm, stride_bn, Sk, unit, softcap, late, seed, drop_below, share,
-            EDGE_M, D, BLOCK_D, Dv, BLOCK_DV, dk is not None, dv is not None, FITS, PLAIN, True, PRECISION,
+            EDGE_M, BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, STEP_D,
+            dk is not None, dv is not None, FITS, PLAIN, True, PRECISION,
         )  # fmt: skip
 
     key = start + tl.arange(0, BLOCK_N)
@@ -349,6 +376,7 @@ def _launch_dq(problem, dout, dlse, out, lse, dq, terms, received, tile) -> None
         FITS=problem.fits(tile.block_n),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
+        STEP_D=tile.block_d,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **problem.scores(),
@@ -373,6 +401,7 @@ def _launch_dkdv(problem, dout, dlse, terms, dk, dv, tile) -> None:
         FITS=problem.fits(tile.block_n),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
+        STEP_D=tile.block_d,
         EDGE_M=max(tile.block_m // 2, 16),  # masks and sums fill registers that more queries would take
         SCAN=_SCAN,
         num_warps=tile.num_warps,

@@ -26,6 +26,7 @@ from .attention_tile import (
     kept,
     key_tiles,
     load_rows,
+    product_in_steps,
     scores,
     softmax_step,
     span_ends,
@@ -38,16 +39,21 @@ from .attention_tile import (
 def _step(
     acc, m, l,  # (M, BLOCK_DV), (M,), (M,): unnormalised output, maximum and sum so far
     tile,  # of keys
-    q, k, v, stride_kn, stride_vn,  # (M, BLOCK_D); first rows of the head
+    q, q_rows, inside, k, v, stride_kn, stride_vn,  # (M, BLOCK_D) or None, (M,), (M,); first rows of the head
     bias, stride_bn, first_key, end_key, Sk, unit, softcap, late,  # see attention_tile.scores
     seed, drop_below, plane, i,  # see attention_tile.kept
     BLOCK_N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
-    PLAIN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    STEP_D: tl.constexpr, PLAIN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     start = tile * BLOCK_N
     row = tl.cast(start, tl.int64)
-    keys = load_rows(k + row * stride_kn, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, MASKED)
-    x = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    if STEP_D:
+        key = start + tl.arange(0, BLOCK_N)
+        k_rows = k + tl.cast(key, tl.int64) * stride_kn
+        x = product_in_steps(q_rows, inside, k_rows, key < Sk, D, BLOCK_D, STEP_D, PRECISION)
+    else:
+        keys = load_rows(k + row * stride_kn, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, MASKED)
+        x = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
     s, _ = scores(x, bias, stride_bn, start, first_key, end_key, Sk, unit, softcap, PLAIN, MASKED, 1)
     p, m, l, alpha = softmax_step(s, late, m, l)
     if seed is not None:
@@ -90,7 +96,7 @@ def attention_fwd_kernel(
     splits,
     SPLIT: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEP_D: tl.constexpr,
 ):  # fmt: skip
     group = H // Hk
     blocks = tl.cdiv(group * Sq, BLOCK_M)
@@ -117,7 +123,7 @@ def attention_fwd_kernel(
         full_end = tl.maximum(tl.minimum(full_end, end), full_first)
 
     q_rows = q + b64 * stride_qb + tl.cast(head, tl.int64) * stride_qh + tl.cast(i, tl.int64) * stride_qm
-    queries = gather_rows(q_rows, inside, D, BLOCK_D)
+    queries = None if STEP_D else gather_rows(q_rows, inside, D, BLOCK_D)
     k += b64 * stride_kb + kv_head64 * stride_kh
     v += b64 * stride_vb + kv_head64 * stride_vh
     if bias is not None:
@@ -136,17 +142,17 @@ def attention_fwd_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     for tile in range(full_first, full_end):
         acc, m, l = _step(
-            acc, m, l, tile, queries, k, v, stride_kn, stride_vn,
+            acc, m, l, tile, queries, q_rows, inside, k, v, stride_kn, stride_vn,
             bias, stride_bn, first_key, end_key, Sk, unit, softcap, late, seed, drop_below, plane, i,
-            BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, PLAIN, False, PRECISION,
+            BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, STEP_D, PLAIN, False, PRECISION,
         )  # fmt: skip
     before = full_first - first
     for edge in tl.range(before + end - full_end, num_stages=1):
         tile = edge + tl.where(edge < before, first, full_end - before)
         acc, m, l = _step(
-            acc, m, l, tile, queries, k, v, stride_kn, stride_vn,
+            acc, m, l, tile, queries, q_rows, inside, k, v, stride_kn, stride_vn,
             bias, stride_bn, first_key, end_key, Sk, unit, softcap, late, seed, drop_below, plane, i,
-            BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, PLAIN, True, PRECISION,
+            BLOCK_N, D, BLOCK_D, Dv, BLOCK_DV, STEP_D, PLAIN, True, PRECISION,
         )  # fmt: skip
 
     if SPLIT:
@@ -218,6 +224,7 @@ def attention_fwd(
         SPLIT=splits > 1,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
+        STEP_D=tile.block_d,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **problem.scores(),

@@ -9,10 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
+from .precision import dot_precision
+
 _LOG2_E = math.log2(math.e)
-# Of float32 products, the same in every kernel, so that backward sees forward's scores bit for bit: FMAs. In three
-# bfloat16 parts (precision.py) the operands of two to five products a tile do not fit into registers.
-_PRECISION = "ieee"
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,14 @@ class AttentionProblem:
         softcap = self.softcap
         span_strides = (0, 0) if self.lo is None else _strides(self.lo)
         bias_strides = (0, 0, 0, 0) if self.bias is None else _strides(self.bias)
+        for_all_keys = self.bias is not None and self.bias.shape[3] == 1
         return {
             "lo": self.lo,
             "hi": self.hi,
             **dict(zip(("stride_sb", "stride_sm"), span_strides, strict=True)),
             "bias": self.bias,
-            **dict(zip(("stride_bb", "stride_bh", "stride_bm", "stride_bn"), bias_strides, strict=True)),
+            **dict(zip(("stride_bb", "stride_bh", "stride_bm"), bias_strides[:3], strict=True)),
+            "stride_bn": None if for_all_keys else bias_strides[3],
             "unit": self.scale / softcap if softcap else self.scale * _LOG2_E if self.plain else self.scale,
             "softcap": softcap or None,
             "H": self.H,
@@ -94,7 +95,7 @@ class AttentionProblem:
             "PLAIN": self.plain,
             "D": self.D,
             "BLOCK_D": _block(self.D),
-            "PRECISION": _PRECISION,
+            "PRECISION": dot_precision(self.q.dtype),
         }
 
     def values(self) -> dict[str, object]:

@@ -19,7 +19,17 @@ from torch import Tensor
 
 from .attention_gradient import gradient_tile, query_terms
 from .attention_problem import AttentionProblem
-from .attention_tile import LOG2_E, bias_rows, gather_rows, load_lse2, load_rows, probabilities, scores, span_ends
+from .attention_tile import (
+    LOG2_E,
+    bias_rows,
+    gather_rows,
+    load_lse2,
+    load_rows,
+    probabilities,
+    product_in_steps,
+    scores,
+    span_ends,
+)
 
 
 @triton.jit
@@ -46,7 +56,7 @@ def attention_sums_kernel(
     SUM_M: tl.constexpr, SUM_N: tl.constexpr,  # whether the result has one number for all queries, for all keys
     FITS: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, Dv: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEP_D: tl.constexpr,
 ):  # fmt: skip
     blocks_m, blocks_n = tl.cdiv(Sq, BLOCK_M), tl.cdiv(Sk, BLOCK_N)
     pid = tl.program_id(0)
@@ -76,10 +86,14 @@ def attention_sums_kernel(
         sees = tl.maximum(first_key, start) < tl.minimum(end_key, start + BLOCK_N)
         if tl.max(sees.to(tl.int32), 0) > 0:
             q_rows = q + b64 * stride_qb + head64 * stride_qh + i64 * stride_qm
-            queries = gather_rows(q_rows, inside, D, BLOCK_D)
+            queries = None if STEP_D else gather_rows(q_rows, inside, D, BLOCK_D)
             k_tile = k + b64 * stride_kb + kv_head64 * stride_kh + start64 * stride_kn
-            keys = load_rows(k_tile, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, True)
-            x = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+            if STEP_D:
+                k_rows = k_tile + tl.arange(0, BLOCK_N) * stride_kn
+                x = product_in_steps(q_rows, inside, k_rows, key < Sk, D, BLOCK_D, STEP_D, PRECISION)
+            else:
+                keys = load_rows(k_tile, stride_kn, Sk - start, BLOCK_N, D, BLOCK_D, True)
+                x = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
             bias_i = bias
             if bias is not None:
                 bias_i = bias_rows(bias, stride_bb, stride_bh, stride_bm, b, heads, i)
@@ -89,10 +103,14 @@ def attention_sums_kernel(
                 acc += probabilities(s, late, lse2, lse2_low, 1)
             else:
                 dout_rows = dout + b64 * stride_dob + head64 * stride_doh + i64 * stride_dom
-                douts = gather_rows(dout_rows, inside, Dv, BLOCK_DV)
+                douts = None if STEP_D else gather_rows(dout_rows, inside, Dv, BLOCK_DV)
                 v_tile = v + b64 * stride_vb + kv_head64 * stride_vh + start64 * stride_vn
-                values = load_rows(v_tile, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, True)
-                g = tl.dot(douts, tl.trans(values), input_precision=PRECISION)
+                if STEP_D:
+                    v_rows = v_tile + tl.arange(0, BLOCK_N) * stride_vn
+                    g = product_in_steps(dout_rows, inside, v_rows, key < Sk, Dv, BLOCK_DV, STEP_D, PRECISION)
+                else:
+                    values = load_rows(v_tile, stride_vn, Sk - start, BLOCK_N, Dv, BLOCK_DV, True)
+                    g = tl.dot(douts, tl.trans(values), input_precision=PRECISION)
                 terms_i = query_terms(None, terms, dlse, sink, gate, index * Sq + i, all_rows, head, inside)
                 _, ds, _, _, _ = gradient_tile(
                     x, g, start, first_key, end_key, terms_i, i, index,
@@ -187,6 +205,7 @@ def _sums(
         FITS=problem.fits(tile.block_n),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
+        STEP_D=tile.block_d,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         **problem.scores(),

@@ -49,10 +49,24 @@ def load_rows(rows, stride, count, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D
 
 
 @triton.jit
-def gather_rows(rows, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def gather_rows(rows, inside, D, BLOCK_D: tl.constexpr):
     """(M, BLOCK_D) from the pointers `rows` (M,); 0 from feature D on and where not `inside` (M,)."""
     feature = tl.arange(0, BLOCK_D)[None, :]
     return tl.load(rows[:, None] + feature, mask=inside[:, None] & (feature < D), other=0.0)
+
+
+@triton.jit
+def product_in_steps(
+    a, a_inside, b, b_inside,  # pointers (M,), (N,) to rows, and whether they are there
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STEP_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """a b^T (M, N), STEP_D features at a time, both read anew: a loop, so that no step's operands outlive it."""
+    x = tl.zeros([a.shape[0], b.shape[0]], tl.float32)
+    for begin in range(0, BLOCK_D, STEP_D):
+        rows = gather_rows(a + begin, a_inside, D - begin, STEP_D)
+        others = gather_rows(b + begin, b_inside, D - begin, STEP_D)
+        x = tl.dot(rows, tl.trans(others), x, input_precision=PRECISION)
+    return x
 
 
 @triton.jit
@@ -91,7 +105,7 @@ def bias_rows(bias, stride_b, stride_h, stride_m, b, head, i):
 def scores(
     x,  # tile of q k^T, float32
     bias,  # pointers (M,) to each query's row of the bias, float or bool, or None
-    stride_bn,
+    stride_bn,  # or None: one bias for all keys
     start,  # first key of the tile
     first_key, end_key,  # (M,): what each query sees
     Sk,
@@ -110,8 +124,11 @@ def scores(
             u = tanh(x)
             x = u * softcap
     if bias is not None:
-        pointers = tl.expand_dims(bias + tl.cast(start, tl.int64) * stride_bn, KEY_AXIS) + (key - start) * stride_bn
-        added = tl.load(pointers, mask=key < Sk, other=0) if MASKED else tl.load(pointers)
+        if stride_bn is None:
+            added = tl.load(tl.expand_dims(bias, KEY_AXIS))
+        else:
+            pointers = tl.expand_dims(bias + tl.cast(start, tl.int64) * stride_bn, KEY_AXIS) + (key - start) * stride_bn
+            added = tl.load(pointers, mask=key < Sk, other=0) if MASKED else tl.load(pointers)
         x = tl.where(added, x, -INF) if added.dtype.is_int() else x + added.to(tl.float32)
     if MASKED:
         visible = (key >= tl.expand_dims(first_key, KEY_AXIS)) & (key < tl.expand_dims(end_key, KEY_AXIS))

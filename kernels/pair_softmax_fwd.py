@@ -52,7 +52,7 @@ def merge_lines(top, rest, other_top, other_rest):
     return new, rest * e + other_rest * other_e + tl.minimum(e, other_e)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("row_tiles", "col_tiles"))  # small problems have 1, and need no kernel of their own
 def pair_softmax_fwd_kernel(
     a, a_inverse, b, b_inverse, scale,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,), ()
     row_key, col_key, row_key_ranges, col_key_ranges,  # (N,), (M,), (row tiles, 2), (column tiles, 2); int64

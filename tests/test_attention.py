@@ -14,6 +14,7 @@ from platforms import EVERYWHERE, PAIRS, PLATFORMS, Platform, common_dtype, name
 from torch import Tensor
 
 import fastfuse as ff
+from fastfuse.backends import triton
 
 Results = dict[str, Tensor]
 
@@ -79,6 +80,15 @@ def test_matches_float64(case: AttentionCase, platform: Platform, dtype: torch.d
         assert_within_budget(what, ours[what], truth[what], peer[what], dtype)
     assert ours["out"].dtype == dtype
     assert ours["lse"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "triton"], ids=name)
+@pytest.mark.parametrize("case_name", ["D96_Dv64", "gqa_beams", "bias_heads", "everything"])
+def test_cuts_of_float32(case_name: str, platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes the cuts of 16 bits; those of float32 make products a few features at a time."""
+    monkeypatch.setattr(triton, "_INTERPRETED_ITEMSIZE", 4)
+    case = next(case for case in ATTENTION_CASES if case.name == case_name)
+    test_matches_float64(case, platform, torch.float32)
 
 
 @pytest.mark.parametrize(("forward", "backward"), PAIRS, ids=name)
