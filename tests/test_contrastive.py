@@ -69,13 +69,13 @@ def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, 
     assert node is not None
     *options, _ = node.options
     skip_positives, normalize, mode, label_smoothing, over_positives = options
-    *saved, rows, row_count, cols, col_count = node.saved_tensors
+    *saved, rows, row_count, cols, col_count, kept = node.saved_tensors
     count = max(int((row_count > 0).sum()), 1) if over_positives else len(row_count) * (2 if mode == "both" else 1)
     needs = [True, saved[1] is not None, True]
     with backward.active():
         da, db, dscale = op(
             torch.tensor(1.0 / count, device=forward.device), *saved, skip_positives, normalize, mode, label_smoothing,
-            rows, row_count, cols, col_count, needs, backward.backend,
+            rows, row_count, cols, col_count, kept, needs, backward.backend,
         )  # fmt: skip
     for what, grad in (("da", da), ("db", db), ("dscale", dscale)):
         if what in truth:
