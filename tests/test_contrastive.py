@@ -82,6 +82,17 @@ def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, 
             assert_within_budget(what, grad, truth[what], peer[what], inputs.leaves["a"].dtype)
 
 
+@pytest.mark.parametrize(("platform", "dtype"), [(p, d) for p, d in EVERYWHERE if p.backend == "cpu"], ids=name)
+@pytest.mark.parametrize("case_name", ["clip_strips", "nce_ids", "sup_con_chunks"])
+def test_matches_float64_without_room_to_keep_products(
+    case_name: str, platform: Platform, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastfuse.ops.pair.KEPT_BYTES", 0)
+    case = next(case for case in CONTRASTIVE_CASES if case.name == case_name)
+    with platform.active():
+        check_case(case, platform.backend, dtype, platform.device)
+
+
 @pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.backend == "cpu"], ids=name)
 @pytest.mark.parametrize("case_name", ["clip_strips", "siglip_strips", "sup_con_chunks"])
 def test_results_do_not_depend_on_the_threads(case_name: str, platform: Platform) -> None:

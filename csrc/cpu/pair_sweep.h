@@ -11,6 +11,8 @@
 //     for each block of rows of the chunk             in parallel
 //       da[block] = sum over strips of dx . columns   in L2, written as the result
 //
+// Tiles that a forward has kept (pair_kept.h) are not multiplied again.
+//
 // A chunk is as long as what is kept of it allows (kChunkBytes): threads join twice a chunk. Every sum is taken in an
 // order that depends neither on that nor on the threads. Symmetric (b is a): tiles below the diagonal are left out.
 // Those on it hold each pair twice and feed da only; those above it, mirrored, hold each pair once, and the columns'
