@@ -87,18 +87,29 @@ PairStatistics statistics_of(const Tensor& values, const Tensor& count, int64_t 
   return {data, data + n, data + 2 * n, data + 3 * n, count.data_ptr<int32_t>()};
 }
 
+// Memory of the forward's tiles as the kernels take it; null without.
+void* kept_of(const OptionalTensor& kept, const PairProblem& problem) {
+  if (!kept) return nullptr;
+  const int64_t bytes = cpu::pair_kept_bytes(problem);
+  check_shape(*kept, {bytes}, "kept");
+  check_dtype(*kept, at::kByte, "kept");
+  cpu::prefer_huge_pages(kept->data_ptr(), bytes);
+  return kept->data_ptr();
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_fwd(const Tensor& a, const OptionalTensor& b, const Tensor& scale,
                                                        const Tensor& row_key, const OptionalTensor& col_key,
                                                        const OptionalTensor& row_skip, const OptionalTensor& col_skip,
                                                        bool skip_positives, bool normalize, const std::string& mode,
-                                                       bool uniform) {
+                                                       bool uniform, const OptionalTensor& kept) {
   const Pairs pairs(a, b, scale, row_key, col_key, row_skip, col_skip, skip_positives, normalize);
   const int64_t n = pairs.a.size(0), m = mode == "both" ? pairs.b.size(0) : 0;
   const auto floats = pairs.a.options().dtype(at::kFloat), ints = pairs.a.options().dtype(at::kInt);
   const Tensor rows = at::zeros({4, n}, floats), row_count = at::zeros({n}, ints);
   const Tensor cols = at::zeros({4, m}, floats), col_count = at::zeros({m}, ints);
   if (!pairs.empty()) {
-    PairSoftmaxFwd p{pairs.problem, statistics_of(rows, row_count, n, "rows"), {}, uniform};
+    PairSoftmaxFwd p{
+        pairs.problem, statistics_of(rows, row_count, n, "rows"), {}, uniform, kept_of(kept, pairs.problem)};
     if (m) p.cols = statistics_of(cols, col_count, m, "cols");
     py::gil_scoped_release release;
     cpu::pair_softmax_fwd(p, torch_threads());
@@ -112,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_bwd(const Tensor& unit, const Tensor&
                                                const OptionalTensor& col_skip, bool skip_positives, bool normalize,
                                                const std::string& mode, double label_smoothing, const Tensor& rows,
                                                const Tensor& row_count, const Tensor& cols, const Tensor& col_count,
-                                               const std::vector<bool>& needs) {
+                                               const std::vector<bool>& needs, const OptionalTensor& kept) {
   const Pairs pairs(a, b, scale, row_key, col_key, row_skip, col_skip, skip_positives, normalize);
   TORCH_CHECK_VALUE(needs.size() == 3, "needs: expected 3 flags, got ", needs.size());
   const auto grad_of = [&](const Tensor& t, bool wanted) {
@@ -126,6 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_bwd(const Tensor& unit, const Tensor&
     PairSoftmaxBwd p{pairs.problem,
                      statistics_of(rows, row_count, pairs.a.size(0), "rows"),
                      {},
+                     kept_of(kept, pairs.problem),
                      float(label_smoothing),
                      unit.item<double>(),
                      needs[0] ? da.data_ptr() : nullptr,

@@ -163,7 +163,8 @@ struct Side {
   Buffer<float> along;    // [n padded to kStrip], see write_rows
 
   const T* row(int64_t i) const { return rows.get() + i * ld; }
-  const T* pair_row(int64_t i) const { return paired.get() + i * ld; }  // i even
+  // The right operand of sums over rows, from row i on, which is even.
+  const T* summed_row(int64_t i) const { return (sizeof(T) == 4 ? rows : paired).get() + i * ld; }
   const T* strip(int64_t s) const { return columns.get() + s * strip_size<T>(dim); }
   T* panel(int64_t i) const { return transposed.get() + i / kPanel * round_up(dim, 16) * kPanel; }
 };

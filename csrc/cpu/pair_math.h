@@ -28,18 +28,11 @@ FF_INLINE vf exp_exact(vf x) {
 #endif
 }
 
-// log(1 + e) for e in [0, 1], relative error 1.3e-7: a minimax fit of log(1 + e) / e that is 1 at 0.
-FF_INLINE vf log1p_unit(vf e) {
-  vf p = splat(5.364813946e-3f);
-  p = fma(p, e, splat(-3.006575078e-2f));
-  p = fma(p, e, splat(7.920446820e-2f));
-  p = fma(p, e, splat(-1.375379666e-1f));
-  p = fma(p, e, splat(1.915365229e-1f));
-  p = fma(p, e, splat(-2.485716300e-1f));
-  p = fma(p, e, splat(3.332132254e-1f));
-  p = fma(p, e, splat(-4.999964796e-1f));
-  p = fma(p, e, splat(1.0f));
-  return e * p;
+// log(1 + r) for r in [0, 2^126], relative error 3e-7: the rounding of 1 + r is made up for.
+FF_INLINE vf log1p_wide(vf r) {
+  const vf y = r + splat(1.0f);
+  vf rest;
+  return add_log((r - (y - splat(1.0f))) / y, y, rest);
 }
 
 // 1 / x to the last bit or two, in a quarter of a division's time.

@@ -1,6 +1,7 @@
 // Sigmoid loss over all pairs, its gradients in the same sweep. x_ij = scale * c_ij + bias, z = -label x:
 //
 //   loss = sum softplus(z),   softplus(z) = max(z, 0) + log1p(e),   e = exp(-|z|)
+//   sum log1p(e) = log1p(r),  r = prod (1 + e) - 1, term by term  r + e + r e: one logarithm for many pairs
 //   dx   = -label sigmoid(z),     sigmoid(z) = (z < 0 ? e : 1) / (1 + e)
 #pragma once
 
@@ -8,6 +9,8 @@
 #include "cpu/pair_sweep.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
+
+constexpr int64_t kRowsOfLog = kLanes / 4;  // which are 32 vectors
 
 struct SigmoidSums {
   double loss = 0, dscale = 0, dbias = 0;
@@ -20,9 +23,10 @@ struct SigmoidVisit {
   int64_t strips;
   SigmoidSums* sums;  // [blocks of rows][strips]
 
-  void operator()(const TileAt& at, float* tile) {
+  void operator()(const TileAt& at, const float*, float* tile) {
     const vf scale = splat(p.scale), bias = splat(p.bias);
     vwide tile_loss{}, tile_dscale{}, tile_dbias{};
+    vf product{};  // r of kRowsOfLog rows, at most 2^32
     for (int64_t r = 0; r < at.rows; r++) {
       const int64_t i = at.row + r;
       const vf inverse = splat(row_inverse[i]);
@@ -34,18 +38,25 @@ struct SigmoidVisit {
         const vi positive = load(labels.col_key + at.col + v) == key;
         const uint32_t positives = lane_bits(positive);
         const vf x = fma(c, scale, bias), z = positives ? select(positive, -x, x) : x;
-        const vf e = exp_exact(-absolute(x)), share = reciprocal(splat(1.0f) + e);
-        vf g = select((vi)(z < vf{}), e * share, share), softplus = max(z, vf{}) + log1p_unit(e);
+        vf e = exp_exact(-absolute(x));
+        const vf share = reciprocal(splat(1.0f) + e);
+        vf g = select((vi)(z < vf{}), e * share, share), hinge = max(z, vf{});
         if (positives) g = select(positive, -g, g);
         if (at.cols - v < kLanes) {
           const vi there = lane_index() < splat(int32_t(at.cols - v));
           g = select(there, g, vf{});
-          softplus = select(there, softplus, vf{});
+          hinge = select(there, hinge, vf{});
+          e = select(there, e, vf{});
         }
-        loss += softplus;
+        loss += hinge;
+        product = fma(product, e, product) + e;
         dbias += g;
         dscale = fma(g, c, dscale);
         store(to, g * inverses);
+      }
+      if (r % kRowsOfLog == kRowsOfLog - 1 || r == at.rows - 1) {
+        loss += log1p_wide(product);
+        product = vf{};
       }
       tile_loss += widen(loss);
       tile_dscale += widen(dscale);
@@ -65,9 +76,9 @@ void sigmoid_loss(const PairSigmoid& p, const ThreadPool& pool) {
   const PaddedLabels padded(p);
   const int64_t tiles = ceil_div(a.n, kBlock) * b.strips;
   Buffer<SigmoidSums> sums(tiles, true);
-  Gradients<T> gradients(a, b, p.da, p.db);
+  Gradients<T> gradients(a, b, p.da, p.db, DType::kFloat32, p.scale);
   SigmoidVisit visit{p, padded.labels, a.inverse.get(), b.inverse.get(), b.strips, sums.get()};
-  sweep(a, b, gradients, gradients.rows, pool, visit);
+  sweep(a, b, gradients, Kept(), gradients.rows, pool, visit);
   SigmoidSums total;
   for (int64_t t = 0; t < tiles; t++) {
     total.loss += sums.get()[t].loss;
@@ -77,7 +88,6 @@ void sigmoid_loss(const PairSigmoid& p, const ThreadPool& pool) {
   *p.loss = total.loss;
   *p.dscale = total.dscale;
   *p.dbias = total.dbias;
-  if (gradients.wanted()) write_gradients(a, b, gradients, p.scale, p.da, p.db, DType::kFloat32, pool);
 }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -41,24 +41,26 @@ struct SoftmaxGradientVisit {
   const PairSoftmaxBwd& p;
   const PairLabels& labels;
   const float *row_inverse, *col_inverse;
+  const Kept& kept;
   const LineGradient &rows, &cols;
   float row_uniform, col_uniform;  // smoothing / M, smoothing / N
   int64_t strips;
   double* dscale;  // [blocks of rows][strips]
 
-  void operator()(const TileAt& at, float* tile) {
+  void operator()(const TileAt& at, const float* products, float* dx) {
     if (kCols && (!p.symmetric || at.mirrored)) {
-      visit<true, false>(at, tile);
+      visit<true, false>(at, products, dx);
     } else if (kCols) {
-      visit<true, true>(at, tile);
+      visit<true, true>(at, products, dx);
     } else {
-      visit<false, false>(at, tile);
+      visit<false, false>(at, products, dx);
     }
   }
 
   // kSquare: both directions' gradients of a tile that holds each pair twice.
   template <bool kWithCols, bool kSquare>
-  void visit(const TileAt& at, float* tile) {
+  void visit(const TileAt& at, const float* products, float* dx) {
+    const int16_t* cosines = kept.serves(at.row, at.strip) ? kept.cosines(at.row, at.strip) : nullptr;
     vf dscale_lanes{};
     const bool smooth = p.label_smoothing > 0;
     const vf scale = splat(p.scale);
@@ -71,8 +73,10 @@ struct SoftmaxGradientVisit {
       const int32_t key = labels.row_key[i], skip = kSkip ? labels.row_skip[i] : 0;
       for (int64_t v = 0; v < at.cols; v += kLanes) {
         const int64_t j = at.col + v;
-        float* to = tile + r * kStrip + v;
-        const vf inverses = load(col_inverse + j) * inverse, c = load(to) * inverses, x = rounded(c * scale);
+        float* to = dx + r * kStrip + v;
+        const vf inverses = load(col_inverse + j) * inverse;
+        const vf c = cosines ? load_fixed(cosines + r * kStrip + v) : load(products + r * kStrip + v) * inverses;
+        const vf x = rounded(c * scale);
         const Marks marks = marks_of<kSkip>(labels, key, skip, j);
         if (kShared && !lane_bits(marks.positive | marks.hidden) && at.cols - v >= kLanes && !smooth) {
           const vf weight = kWithCols ? shared + load(cols.shared.get() + j) : shared;
@@ -112,35 +116,34 @@ struct SoftmaxGradientVisit {
 
 template <class T, bool kCols, bool kSkip, bool kShared>
 void softmax_gradients(const PairSoftmaxBwd& p, const ThreadPool& pool) {
-  const bool da_wanted = p.da, db_wanted = p.db || (p.symmetric && p.da);
-  const Side<T> a = make_side<T>(p.a, p.normalize, Uses{p.symmetric, p.symmetric, db_wanted}, pool);
+  const bool columns_wanted = p.db || (p.symmetric && p.da);
+  const Side<T> a = make_side<T>(p.a, p.normalize, Uses{p.symmetric, p.symmetric, columns_wanted}, pool);
   Side<T> other;
-  if (!p.symmetric) other = make_side<T>(p.b, p.normalize, Uses{true, da_wanted, false}, pool);
+  if (!p.symmetric) other = make_side<T>(p.b, p.normalize, Uses{true, bool(p.da), false}, pool);
   const Side<T>& b = p.symmetric ? a : other;
   const PaddedLabels padded(p);
   const float weight = p.symmetric ? 1.0f : float(double(p.a.rows) / double(p.b.rows));
   const LineGradient rows(p.rows, a.n, p.label_smoothing, 1.0f);
   const LineGradient cols(p.symmetric ? p.rows : p.cols, kCols ? b.n : 0, p.label_smoothing, weight);
+  const Kept kept(p, p.label_smoothing > 0 ? nullptr : p.kept, false);
   const int64_t blocks = ceil_div(a.n, kBlock);
   Buffer<double> dscale(blocks * b.strips, true);
-  Gradients<T> gradients(a, b, da_wanted, db_wanted);
+  Gradients<T> gradients(a, b, p.da, p.db, p.a.dtype, float(p.unit * p.scale));
   SoftmaxGradientVisit<kCols, kSkip, kShared> visit{p,
                                                     padded.labels,
                                                     a.inverse.get(),
                                                     b.inverse.get(),
+                                                    kept,
                                                     rows,
                                                     cols,
                                                     float(p.label_smoothing / double(b.n)),
                                                     float(p.label_smoothing / double(a.n)),
                                                     b.strips,
                                                     dscale.get()};
-  sweep(a, b, gradients, gradients.rows, pool, visit);
+  sweep(a, b, gradients, kept, gradients.rows, pool, visit);
   double sum = 0;
   for (int64_t i = 0; i < blocks * b.strips; i++) sum += dscale.get()[i];
   *p.dscale = p.unit * sum;
-  if (gradients.wanted()) {
-    write_gradients(a, b, gradients, float(p.unit * p.scale), p.da, p.db, p.a.dtype, pool);
-  }
 }
 
 template <class T, bool kCols, bool kSkip>

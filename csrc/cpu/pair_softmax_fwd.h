@@ -57,22 +57,24 @@ struct SoftmaxVisit {
   const PairSoftmaxFwd& p;
   const PairLabels& labels;
   const float *row_inverse, *col_inverse;
+  const Kept& kept;
   Lines rows, cols;
   int64_t chunk_rows;
   Lines parts;  // [strips][chunk_rows]: the chunk's rows, one strip each
 
   SoftmaxVisit(const PairSoftmaxFwd& p, const PairLabels& labels, const float* row_inverse, const float* col_inverse,
-               int64_t strips, int64_t chunk_rows)
+               const Kept& kept, int64_t strips, int64_t chunk_rows)
       : p(p),
         labels(labels),
         row_inverse(row_inverse),
         col_inverse(col_inverse),
+        kept(kept),
         rows(round_up(p.a.rows, kPanel)),
         cols(kCols ? strips * kStrip : 0),
         chunk_rows(chunk_rows),
         parts(strips * chunk_rows) {}
 
-  void operator()(const TileAt& at, const float* tile) {
+  void operator()(const TileAt& at, const float* tile, float*) {
     if (kCols && (!p.symmetric || at.mirrored)) {
       visit<true>(at, tile);
     } else {
@@ -83,6 +85,8 @@ struct SoftmaxVisit {
   template <bool kWithCols>
   void visit(const TileAt& at, const float* tile) {
     alignas(64) float col_small[kStrip] = {};
+    int16_t* cosines = kept.cosines(at.row, at.strip);
+    uint32_t exact = at.cols % kLanes || !(__builtin_fabsf(p.scale) <= kKeptBound) || !p.normalize;  // see pair_kept.h
     for (int64_t r = 0; r < at.rows; r++) {
       const int64_t i = at.row + r, part = at.slot * chunk_rows + i - at.chunk;
       const vf inverse = splat(row_inverse[i]), scale = splat(p.scale);
@@ -92,9 +96,12 @@ struct SoftmaxVisit {
       int32_t count = 0;
       for (int64_t v = 0; v < at.cols; v += kLanes) {
         const int64_t j = at.col + v;
-        vf x = rounded(load(tile + r * kStrip + v) * (load(col_inverse + j) * inverse) * scale);
+        const vf c = load(tile + r * kStrip + v) * (load(col_inverse + j) * inverse);
+        if (cosines) store_fixed(cosines + r * kStrip + v, c);
+        vf x = rounded(c * scale);
         Marks marks = marks_of<kSkip>(labels, key, skip, j);
         const uint32_t marked = lane_bits(marks.positive | marks.hidden);
+        exact |= marked;
         if (kShared && !marked && at.cols - v >= kLanes && !p.uniform) {
           const vf e = exp_exact(x);
           small += e;
@@ -144,6 +151,7 @@ struct SoftmaxVisit {
       parts.sum.get()[part] = sum;
       parts.count.get()[part] = count;
     }
+    if (cosines) kept.exact(at.row, at.strip) = exact != 0;
     if (kShared && kWithCols) {
       for (int64_t v = 0; v < at.cols; v++) cols.small.get()[at.col + v] += col_small[v];
     }
@@ -214,10 +222,11 @@ void softmax_statistics(const PairSoftmaxFwd& p, const ThreadPool& pool) {
   if (!p.symmetric) other = make_side<T>(p.b, p.normalize, Uses{true, false, false}, pool);
   const Side<T>& b = p.symmetric ? a : other;
   const PaddedLabels padded(p);
-  Gradients<T> none(a, b, false, false);
+  Gradients<T> none(a, b, nullptr, nullptr, p.a.dtype, 0.0f);
   const int64_t rows = chunk_rows(a.n, b.strips, Lines::kBytes);
-  SoftmaxVisit<kCols, kSkip, kShared> visit(p, padded.labels, a.inverse.get(), b.inverse.get(), b.strips, rows);
-  sweep(a, b, none, rows, pool, visit);
+  const Kept kept(p, p.kept, true);
+  SoftmaxVisit<kCols, kSkip, kShared> visit(p, padded.labels, a.inverse.get(), b.inverse.get(), kept, b.strips, rows);
+  sweep(a, b, none, kept, rows, pool, visit);
   if (p.symmetric) visit.join_mirrored(a.n);
   write_statistics(visit.rows, a.n, b.n, p.uniform, p.rows);
   if (kCols && !p.symmetric) write_statistics(visit.cols, b.n, a.n, p.uniform, p.cols);

@@ -9,14 +9,18 @@
 //           visit(tile)                               statistics, or the products become dx * inverse_i * inverse_j
 //         db[strip] += dx^T rows
 //     for each block of rows of the chunk             in parallel
-//       da[block] = sum over strips of dx . columns
+//       da[block] = sum over strips of dx . columns   in L2, written as the result
+//
+// Tiles that a forward has kept (pair_kept.h) are not multiplied again.
 //
 // A chunk is as long as what is kept of it allows (kChunkBytes): threads join twice a chunk. Every sum is taken in an
 // order that depends neither on that nor on the threads. Symmetric (b is a): tiles below the diagonal are left out.
-// Those on it hold each pair twice and feed da only; those above it, mirrored, hold each pair once.
+// Those on it hold each pair twice and feed da only; those above it, mirrored, hold each pair once, and the columns'
+// sums of a chunk's own rows, complete after its strips, are added to the rows'.
 #pragma once
 
 #include "cpu/arena.h"
+#include "cpu/pair_kept.h"
 #include "cpu/pair_products.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
@@ -47,25 +51,30 @@ struct Chunk {
   int64_t first_slot(int64_t row) const { return symmetric ? row / kStrip - first_strip : 0; }
 };
 
-// The gradient products' sums of one sweep, and dx of one chunk.
+// What a sweep makes gradients of: dx of one chunk, the columns' sums, and where the results go.
 template <class T>
 struct Gradients {
-  bool da_wanted, db_wanted;
-  int64_t rows;      // of a chunk
-  Buffer<T> dx;      // [strips][rows][kStrip]
-  Buffer<float> da;  // [n padded to 32][ld]
-  Buffer<float> db;  // as in pair_products.h
+  void *da, *db;       // results, null where not wanted; symmetric: da alone
+  DType dtype;         // of the results
+  float scale;         // factor of the results
+  bool columns;        // their sums are wanted
+  int64_t rows;        // of a chunk
+  Buffer<T> dx;        // [strips][rows][kStrip]
+  Buffer<float> sums;  // db as in pair_products.h
 
-  Gradients(const Side<T>& a, const Side<T>& b, bool da_wanted, bool db_wanted)
-      : da_wanted(da_wanted), db_wanted(db_wanted), rows(chunk_rows(a.n, b.strips, kStrip * sizeof(T))) {
-    if (!wanted()) return;
-    dx = Buffer<T>(b.strips * rows * kStrip);
-    if (da_wanted) da = Buffer<float>(round_up(a.n, kBlock) * a.ld);
-    if (db_wanted) db = Buffer<float>(b.strips * kStrip * b.ld, true);
+  Gradients(const Side<T>& a, const Side<T>& b, void* da, void* db, DType dtype, float scale)
+      : da(da),
+        db(db),
+        dtype(dtype),
+        scale(scale),
+        columns(db || (da && &a == &b)),
+        rows(chunk_rows(a.n, b.strips, kStrip * sizeof(T))) {
+    if (wanted()) dx = Buffer<T>(b.strips * rows * kStrip);
+    if (columns) sums = Buffer<float>(b.strips * kStrip * b.ld);
   }
-  bool wanted() const { return da_wanted || db_wanted; }
+  bool wanted() const { return da || columns; }
   float* strip(const Side<T>& b, int64_t s) const {
-    return db.get() + s * kStrip * (Products<T>::kTransposed ? round_up(b.dim, 16) : b.ld);
+    return sums.get() + s * kStrip * (Products<T>::kTransposed ? round_up(b.dim, 16) : b.ld);
   }
   T* slot(int64_t index, int64_t row) const { return dx.get() + (index * rows + row) * kStrip; }
 };
@@ -87,8 +96,8 @@ FF_INLINE void narrow_tile(float* tile, int64_t rows, int64_t cols, bf16* to, bf
 #endif
 
 template <class T, class Visit>
-void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const Chunk& chunk, int64_t slot,
-                Visit& visit) {
+void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const Kept& kept, const Chunk& chunk,
+                int64_t slot, Visit& visit) {
   [[maybe_unused]] typename Products<T>::Session session;
   float* scratch;
   T* pairs = nullptr;  // bf16: dx as [kPanel / 2][kStrip][2]
@@ -109,8 +118,13 @@ void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, con
       if constexpr (sizeof(T) == 4) {
         if (dx) tile = dx + r * kStrip;
       }
-      Products<T>::logits(a.row(row), a.ld, at.rows, b.strip(strip), cols, a.dim, tile);
-      visit(at, tile);
+      float* products = kept.floats(row, strip);
+      if (!products) products = tile;
+      if (!kept.serves(row, strip)) {
+        Products<T>::logits(a.row(row), a.ld, at.rows, b.strip(strip), cols, a.dim, products,
+                            dx ? a.summed_row(row) : nullptr);
+      }
+      visit(at, products, tile);
 #if defined(__AVX512BF16__)
       if constexpr (sizeof(T) == 2) {
         if (dx) narrow_tile(tile, at.rows, cols, dx + r * kStrip, pairs + r * kStrip);
@@ -118,42 +132,9 @@ void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, con
 #endif
     }
     const int64_t row = chunk.first + panel, counted = chunk.symmetric ? min_of(panel_rows, col - row) : panel_rows;
-    if (gradients.db_wanted && counted > 0) {
-      Products<T>::column_gradient(a, row, counted, pairs ? pairs : dx, cols, gradients.strip(b, strip));
+    if (gradients.columns && counted > 0) {
+      Products<T>::column_gradient(a, row, counted, pairs ? pairs : dx, cols, gradients.strip(b, strip), row > 0);
     }
-  }
-}
-
-// da[row .. row + rows) = sum over the chunk's strips of dx . columns
-template <class T>
-void row_gradient_task(const Side<T>& b, Gradients<T>& gradients, const Chunk& chunk, int64_t row, int64_t rows) {
-  [[maybe_unused]] typename Products<T>::Session session;
-  float* da = gradients.da.get() + row * b.ld;
-  const int64_t first = chunk.first_slot(row);
-  for (int64_t slot = first; slot < chunk.slots; slot++) {
-    const int64_t col = (chunk.first_strip + slot) * kStrip, cols = min_of(kStrip, b.n - col);
-    const T* dx = gradients.slot(slot, row - chunk.first);
-    Products<T>::row_gradient(b, rows, dx, col, cols, da, slot > first);
-  }
-}
-
-// visit(TileAt, float* tile) for every tile; visit.end_chunk(pool, chunk) after each chunk of `rows` rows.
-template <class T, class Visit>
-void sweep(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, int64_t rows, const ThreadPool& pool,
-           Visit& visit) {
-  const bool symmetric = &a == &b;
-  for (int64_t first = 0; first < a.n; first += rows) {
-    const int64_t first_strip = symmetric ? first / kStrip : 0;
-    const Chunk chunk{first, min_of(rows, a.n - first), first_strip, b.strips - first_strip, symmetric};
-    for_each(pool, chunk.slots, [&](int64_t slot) { strip_task(a, b, gradients, chunk, slot, visit); });
-    if (gradients.da_wanted) {
-      constexpr int64_t kRows = 64;  // of a task: its sums stay in L2
-      for_each(pool, ceil_div(chunk.rows, kRows), [&](int64_t index) {
-        const int64_t r = index * kRows;
-        row_gradient_task(b, gradients, chunk, first + r, min_of(kRows, chunk.rows - r));
-      });
-    }
-    visit.end_chunk(pool, chunk);
   }
 }
 
@@ -199,35 +180,71 @@ void write_rows(const Side<T>& side, int64_t first, int64_t count, const float* 
   }
 }
 
-// The sums of a sweep as gradients of the features, times scale. Symmetric: both sums go to da.
+// The columns' sums of rows [first, first + count), all of one strip, as rows [count][ld]; in `scratch` where they are
+// transposed.
 template <class T>
-void write_gradients(const Side<T>& a, const Side<T>& b, const Gradients<T>& gradients, float scale, void* da, void* db,
-                     DType dtype, const ThreadPool& pool) {
-  const bool symmetric = &a == &b;
-  if (da && !symmetric) {
-    for_each(pool, a.strips, [&](int64_t s) {
-      const int64_t first = s * kStrip;
-      write_rows(a, first, min_of(kStrip, a.n - first), gradients.da.get() + first * a.ld, scale, da, dtype);
-    });
-  }
-  if (!db && !symmetric) return;
-  for_each(pool, b.strips, [&](int64_t s) {
-    const int64_t first = s * kStrip, count = min_of(kStrip, b.n - first);
-    float* t = gradients.strip(b, s);
-    if constexpr (Products<T>::kTransposed) {
-      float* rows;
-      with_arena([&](Arena& arena) { rows = arena.take<float>(kStrip * b.ld); });
-      transpose(t, kStrip, round_up(b.dim, 16), count, rows, b.ld);  // with the zeros that pad dim
-      t = rows;
-    }
-    if (symmetric) {
-      const float* own = gradients.da.get() + first * a.ld;
-      for (int64_t i = 0; i < count; i++) {
-        for (int64_t c = 0; c < b.dim; c++) t[i * b.ld + c] += own[i * b.ld + c];
-      }
-    }
-    write_rows(b, first, count, t, scale, symmetric ? da : db, dtype);
+float* sums_of_rows(const Side<T>& b, const Gradients<T>& gradients, int64_t first, int64_t count, float* scratch) {
+  float* sums = gradients.strip(b, first / kStrip);
+  if constexpr (!Products<T>::kTransposed) return sums + first % kStrip * b.ld;
+  transpose(sums + first % kStrip, kStrip, round_up(b.dim, 16), count, scratch, b.ld);  // with the zeros that pad dim
+  return scratch;
+}
+
+constexpr int64_t kGradientRows = 64;  // of a task: their sums stay in L2
+
+// da[row .. row + rows) = sum over the chunk's strips of dx . columns
+template <class T>
+void row_gradient_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const Chunk& chunk, int64_t row,
+                       int64_t rows) {
+  [[maybe_unused]] typename Products<T>::Session session;
+  float *sums, *scratch;
+  with_arena([&](Arena& arena) {
+    sums = arena.take<float>(kGradientRows * b.ld);
+    scratch = arena.take<float>(kGradientRows * b.ld);
   });
+  const int64_t first = chunk.first_slot(row);
+  for (int64_t slot = first; slot < chunk.slots; slot++) {
+    const int64_t col = (chunk.first_strip + slot) * kStrip, cols = min_of(kStrip, b.n - col), r = row - chunk.first;
+    Products<T>::row_gradient(b, rows, gradients.slot(slot, r), col, cols, sums, slot > first,
+                              gradients.slot(slot + 1, r));
+  }
+  if (chunk.symmetric && row >= kStrip) {
+    const float* mirrored = sums_of_rows(b, gradients, row, rows, scratch);
+    for (int64_t i = 0; i < rows * b.ld; i += kLanes) store(sums + i, load(sums + i) + load(mirrored + i));
+  }
+  write_rows(a, row, rows, sums, gradients.scale, gradients.da, gradients.dtype);
+}
+
+template <class T>
+void column_gradient_task(const Side<T>& b, const Gradients<T>& gradients, int64_t first) {
+  float* scratch;
+  with_arena([&](Arena& arena) { scratch = arena.take<float>(kStrip * b.ld); });
+  const int64_t count = min_of(kStrip, b.n - first);
+  write_rows(b, first, count, sums_of_rows(b, gradients, first, count, scratch), gradients.scale, gradients.db,
+             gradients.dtype);
+}
+
+// visit(TileAt, const float* products, float* dx) for every tile, which may be the same memory; a tile that `kept` serves
+// as int16 has no products. visit.end_chunk(pool, chunk) after each chunk of `rows` rows.
+template <class T, class Visit>
+void sweep(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const Kept& kept, int64_t rows,
+           const ThreadPool& pool, Visit& visit) {
+  const bool symmetric = &a == &b;
+  for (int64_t first = 0; first < a.n; first += rows) {
+    const int64_t first_strip = symmetric ? first / kStrip : 0;
+    const Chunk chunk{first, min_of(rows, a.n - first), first_strip, b.strips - first_strip, symmetric};
+    for_each(pool, chunk.slots, [&](int64_t slot) { strip_task(a, b, gradients, kept, chunk, slot, visit); });
+    if (gradients.da) {
+      for_each(pool, ceil_div(chunk.rows, kGradientRows), [&](int64_t index) {
+        const int64_t r = index * kGradientRows;
+        row_gradient_task(a, b, gradients, chunk, first + r, min_of(kGradientRows, chunk.rows - r));
+      });
+    }
+    visit.end_chunk(pool, chunk);
+  }
+  if (gradients.db) {
+    for_each(pool, b.strips, [&](int64_t s) { column_gradient_task(b, gradients, s * kStrip); });
+  }
 }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -63,7 +63,7 @@ struct ScanScratch {
   FF_INLINE void scores(int64_t first, int64_t last, int64_t cols, const Visit& visit) const {
     for (int64_t r = first; r < last; r += kBlock) {
       const int64_t rows = min_of(kBlock, last - r);
-      Products<T>::logits(queries + r * ld, ld, rows, columns, cols, dim, tile);
+      Products<T>::logits(queries + r * ld, ld, rows, columns, cols, dim, tile, nullptr);
       for (int64_t i = r; i < r + rows; i++) {
         const vf inverse = splat(query_inverse[i]);
         for (int64_t v = 0; v < cols; v += kLanes) {

@@ -8,6 +8,9 @@ softmax family (CLIP, InfoNCE, SupCon, NT-Xent), for each row and with mode "bot
 ``reference`` is one of the row's own logits and ``rest`` is relative to it, so that neither a large scale nor a loss
 near zero is rounded away (see PairStatistics). Any backend's backward takes any backend's statistics.
 
+``kept``, (bytes,) uint8: what a forward whose gradient is wanted leaves besides, so that the same backend's backward
+need not multiply a b^T again. At most ``KEPT_BYTES``; (0,) where it would be more, or the backend keeps nothing.
+
 sigmoid family (SigLIP): the gradients of the sum come out of the forward sweep; backward scales them.
 
 mode: "rows", "both" (rows and columns), "symmetric" (rows only, no b, which is a: half the tiles).
@@ -27,6 +30,8 @@ from fastfuse.backends import Problem, select
 from fastfuse.ops.registry import register
 from fastfuse.ops.transforms import needs_formula
 from fastfuse.pairing import Pairing, PairStatistics
+
+KEPT_BYTES = 64 << 20  # of products that a forward may keep: float32 up to 4096 x 4096, 16 bits up to 5760 x 5760
 
 _PAIRING = "Tensor row_key, Tensor? col_key, Tensor? row_skip, Tensor? col_skip, bool skip_positives, bool normalize"
 
@@ -51,7 +56,9 @@ def pair_softmax(
         loss = reference.pair_softmax_loss(a, b, scale, pairing, mode, label_smoothing)
         positive, _ = reference.positives_and_hidden(pairing)
         return (loss * _mean_weight(positive.sum(-1), mode, mean_over_positives)).to(scale.dtype)
-    loss, *_ = PairSoftmax.apply(a, b, scale, *pairing, mode, label_smoothing, mean_over_positives, backend)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (a, b, scale))
+    keep = wanted and not label_smoothing  # whose gradient is a difference everywhere
+    loss, *_ = PairSoftmax.apply(a, b, scale, *pairing, mode, label_smoothing, mean_over_positives, backend, keep)
     return loss
 
 
@@ -73,14 +80,26 @@ def _select(op: str, a: Tensor, backend: str) -> Any:
     return select(Problem(op, a.device.type, a.dtype), backend)
 
 
-def _softmax_fwd(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *options, backend = rest
-    return _select("pair_softmax_fwd", a, backend).pair_softmax_fwd(a, b, scale, *options)
+def _kept_bytes(a: Tensor, b: Tensor | None, keep: bool, backend: str) -> int:
+    size = getattr(_select("pair_softmax_fwd", a, backend), "pair_kept_bytes", None)
+    if size is None or not keep:
+        return 0
+    count = size(len(a), len(a if b is None else b), b is None, a.dtype)
+    return count if count <= KEPT_BYTES else 0
+
+
+def _softmax_fwd(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *options, keep, backend = rest
+    kept = a.new_empty(_kept_bytes(a, b, keep, backend), dtype=torch.uint8)
+    extra = {"kept": kept} if kept.numel() else {}
+    return (*_select("pair_softmax_fwd", a, backend).pair_softmax_fwd(a, b, scale, *options, **extra), kept)
 
 
 def _softmax_bwd(unit: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *options, backend = rest
-    return _select("pair_softmax_bwd", a, backend).pair_softmax_bwd(unit, a, *options)
+    *options, kept, needs, backend = rest
+    chosen = _select("pair_softmax_bwd", a, backend)
+    extra = {"kept": kept} if kept.numel() and hasattr(chosen, "pair_kept_bytes") else {}
+    return chosen.pair_softmax_bwd(unit, a, *options, needs, **extra)
 
 
 def _sigmoid(a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -91,7 +110,8 @@ def _sigmoid(a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
 def _softmax_fwd_fake(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     N, M = a.shape[0], b.shape[0] if b is not None and rest[6] == "both" else 0
     counts = [a.new_empty((n,), dtype=torch.int32) for n in (N, M)]
-    return scale.new_empty((4, N)), counts[0], scale.new_empty((4, M)), counts[1]
+    kept = a.new_empty(_kept_bytes(a, b, *rest[-2:]), dtype=torch.uint8)
+    return scale.new_empty((4, N)), counts[0], scale.new_empty((4, M)), counts[1], kept
 
 
 def _softmax_bwd_fake(unit: Tensor, a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -107,14 +127,14 @@ def _sigmoid_fake(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any)
 # needs: which of the gradients of a, b, scale (and bias) are wanted; one that is not comes back with shape (0,).
 # unit, 0-dim: the gradient of the sum of the row losses (and N / M times the column losses); dscale has scale's dtype.
 register(
-    f"pair_softmax_fwd(Tensor a, Tensor? b, Tensor scale, {_PAIRING}, str mode, bool uniform, str backend)"
-    " -> (Tensor rows, Tensor row_count, Tensor cols, Tensor col_count)",
+    f"pair_softmax_fwd(Tensor a, Tensor? b, Tensor scale, {_PAIRING}, str mode, bool uniform, bool keep, str backend)"
+    " -> (Tensor rows, Tensor row_count, Tensor cols, Tensor col_count, Tensor kept)",
     _softmax_fwd,
     _softmax_fwd_fake,
 )
 register(
     f"pair_softmax_bwd(Tensor unit, Tensor a, Tensor? b, Tensor scale, {_PAIRING}, str mode, float label_smoothing, "
-    "Tensor rows, Tensor row_count, Tensor cols, Tensor col_count, bool[] needs, str backend)"
+    "Tensor rows, Tensor row_count, Tensor cols, Tensor col_count, Tensor kept, bool[] needs, str backend)"
     " -> (Tensor da, Tensor db, Tensor dscale)",
     _softmax_bwd,
     _softmax_bwd_fake,
@@ -131,33 +151,34 @@ register(
 
 
 class PairSoftmax(torch.autograd.Function):
-    """(a, b, scale, *Pairing, mode, label_smoothing, mean_over_positives, backend) -> (loss, *statistics)."""
+    """(a, b, scale, *Pairing, mode, label_smoothing, mean_over_positives, backend, keep) -> (loss, *forward)."""
 
     @staticmethod
     def forward(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        *pairing, mode, label_smoothing, mean_over_positives, backend = rest
-        statistics = torch.ops.fastfuse.pair_softmax_fwd(a, b, scale, *pairing, mode, label_smoothing > 0, backend)
+        *pairing, mode, label_smoothing, mean_over_positives, backend, keep = rest
+        forward = torch.ops.fastfuse.pair_softmax_fwd
+        *statistics, kept = forward(a, b, scale, *pairing, mode, label_smoothing > 0, keep, backend)
         rows, cols = PairStatistics(*statistics[:2]), PairStatistics(*statistics[2:])
         loss = _loss_sum(rows, label_smoothing)
         if b is not None and mode == "both":
             loss = loss + len(a) / max(len(b), 1) * _loss_sum(cols, label_smoothing)
         loss = loss * _mean_weight(rows.positives, mode, mean_over_positives)
-        return (loss.to(scale.dtype), *statistics)
+        return (loss.to(scale.dtype), *statistics, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:7], *output[1:])
-        ctx.options = inputs[7:]
+        ctx.options = inputs[7:-1]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        a, b, scale, row_key, col_key, row_skip, col_skip, *statistics = ctx.saved_tensors
+        a, b, scale, row_key, col_key, row_skip, col_skip, *statistics = ctx.saved_tensors  # and kept
         skip_positives, normalize, mode, label_smoothing, mean_over_positives, backend = ctx.options
         pairing = Pairing(row_key, col_key, row_skip, col_skip, skip_positives, normalize)
         if dloss is None:
-            return (None,) * 13
+            return (None,) * 14
         needs = list(ctx.needs_input_grad[:3])
         unit = dloss * _mean_weight(statistics[1], mode, mean_over_positives)
         if _differentiated_again():
@@ -170,7 +191,7 @@ class PairSoftmax(torch.autograd.Function):
             grads = torch.ops.fastfuse.pair_softmax_bwd(
                 unit, a, b, scale, *pairing, mode, label_smoothing, *statistics, needs, backend
             )
-        return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 10)
+        return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 11)
 
 
 class PairSigmoid(torch.autograd.Function):

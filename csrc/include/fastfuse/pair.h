@@ -44,12 +44,14 @@ struct PairSoftmaxFwd : PairProblem {
   PairStatistics rows;  // [N]
   PairStatistics cols;  // [M], or all null
   bool uniform;
+  void* kept;  // pair_kept_bytes for the backward, or null
 };
 
 // Gradients of unit * (sum of the row losses + N / M * sum of the column losses), in the features' dtype; null where
 // not wanted. loss_i = (1 - s) (gap_i + log1p(rest_i)) + s (uniform_gap_i + log1p(rest_i)), s = label_smoothing.
 struct PairSoftmaxBwd : PairProblem {
   PairStatistics rows, cols;
+  const void* kept;  // as the forward left it, or null
   float label_smoothing;
   double unit;
   void *da, *db;   // [N][D], [M][D], contiguous
@@ -65,6 +67,9 @@ struct PairSigmoid : PairProblem {
 };
 
 namespace cpu {
+
+// The bytes that a forward may leave for the backward, which then need not multiply again: see pair_kept.h.
+int64_t pair_kept_bytes(const PairProblem& problem);
 
 void pair_softmax_fwd(const PairSoftmaxFwd& params, const ThreadPool& pool);
 void pair_softmax_bwd(const PairSoftmaxBwd& params, const ThreadPool& pool);
