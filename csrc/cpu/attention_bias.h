@@ -18,32 +18,35 @@ FF_INLINE vf load_as_float(const visible* p, int n) {
 }
 FF_INLINE vf load_as_float(const visible* p) { return load_as_float(p, kLanes); }
 
-// Adds to a score, and to its rest where that is kept (rest not null). A hidden key's rest is 0.
-FF_INLINE void add_to(float* score, float* rest, vf value) {
+// Adds to factor times a score, and to its rest where that is kept (rest not null, factor 1). A hidden key's rest is 0.
+FF_INLINE void add_to(float* score, float* rest, vf factor, vf value) {
   if (rest) {
     vf lost;
     const vf sum = two_sum(load(score), value, lost);
     store(score, sum);
     store(rest, select((vi)(sum == splat(-kInf)), vf{}, load(rest) + lost));
   } else {
-    store(score, load(score) + value);
+    store(score, fma(load(score), factor, value));
   }
 }
 
-// scores[kLanes keys][lanes] += a block of bias, from key `at` of each lane's row. Constant indices keep it in registers.
+// scores[kLanes keys][lanes]: a block of bias is added, from key `at` of each lane's row. Constant indices keep it in
+// registers.
 template <class T>
-FF_INLINE void add_block(const T* const* rows, int64_t at, float* scores, int64_t lanes) {
+FF_INLINE void add_block(const T* const* rows, int64_t at, float* scores, int64_t lanes, vf factor) {
   vf block[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; i++) block[i] = load_as_float(rows[i] + at);
   transpose(block);
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; i++) store(scores + i * lanes, load(scores + i * lanes) + block[i]);
+  for (int i = 0; i < kLanes; i++) store(scores + i * lanes, fma(load(scores + i * lanes), factor, block[i]));
 }
 
-// scores[n][lanes] += bias, keys [begin, begin + n)
+// scores[n][lanes] = factor scores + bias, keys [begin, begin + n)
 template <class T>
-void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int64_t n, float* scores, float* rest) {
+void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int64_t n, float scale, float* scores,
+              float* rest) {
+  const vf factor = splat(scale);
   const int64_t* s = p.bias_stride;
   const T* rows[kTileQ];
   for (int lane = 0; lane < t.lanes; lane++) {
@@ -55,7 +58,7 @@ void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int6
       const vf value = splat((float)load_as_float(rows[0] + j * s[3], 1)[0]);
       for (int lane = 0; lane < t.lanes; lane += kLanes) {
         const int64_t at = j * t.lanes + lane;
-        add_to(scores + at, rest ? rest + at : nullptr, value);
+        add_to(scores + at, rest ? rest + at : nullptr, factor, value);
       }
     }
     return;
@@ -65,7 +68,7 @@ void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int6
     for (int64_t j = 0; j < n; j += kLanes) {
       const int count = int(min_of<int64_t>(n - j, kLanes));
       if (count == kLanes && s[3] == 1 && !rest) {
-        add_block(rows + lane, j, scores + j * t.lanes + lane, t.lanes);
+        add_block(rows + lane, j, scores + j * t.lanes + lane, t.lanes, factor);
         continue;
       }
       for (int i = 0; i < kLanes; i++) {
@@ -79,23 +82,39 @@ void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int6
       transpose(block);
       for (int c = 0; c < count; c++) {
         const int64_t at = (j + c) * t.lanes + lane;
-        add_to(scores + at, rest ? rest + at : nullptr, block[c]);
+        add_to(scores + at, rest ? rest + at : nullptr, factor, block[c]);
       }
     }
   }
 }
 
-inline void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int64_t n, float* scores,
-                     float* rest) {
+inline void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int64_t n, float factor,
+                     float* scores, float* rest) {
   switch (p.bias_dtype) {
     case DType::kFloat32:
-      return add_bias<float>(p, t, begin, n, scores, rest);
+      return add_bias<float>(p, t, begin, n, factor, scores, rest);
     case DType::kBFloat16:
-      return add_bias<bf16>(p, t, begin, n, scores, rest);
+      return add_bias<bf16>(p, t, begin, n, factor, scores, rest);
     case DType::kFloat16:
-      return add_bias<f16>(p, t, begin, n, scores, rest);
+      return add_bias<f16>(p, t, begin, n, factor, scores, rest);
     case DType::kBool:
-      return add_bias<visible>(p, t, begin, n, scores, rest);
+      return add_bias<visible>(p, t, begin, n, factor, scores, rest);
+  }
+}
+
+// The tile's rows of bias from key `begin` on, to be asked for while the tile before is worked on.
+inline Ahead bias_ahead(const AttentionProblem& p, const QueryTile& t, int64_t begin) {
+  const int64_t *s = p.bias_stride, size = p.bias_dtype == DType::kFloat32 ? 4 : p.bias_dtype == DType::kBool ? 1 : 2;
+  const char* data =
+      static_cast<const char*>(p.bias) + (t.batch * s[0] + t.head[0] * s[1] + t.query[0] * s[2] + begin * s[3]) * size;
+  return {{{data, s[2] * size}, {data + 256, s[2] * size}}};
+}
+
+// The same for the first tile, which has none before.
+inline void ask_for_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin) {
+  const Ahead ahead = bias_ahead(p, t, begin);
+  for (int64_t row = 0; row < t.rows; row += 16) {
+    for (int64_t step = 0; step < 64; step++) ahead.skip_rows(row).step(step);
   }
 }
 

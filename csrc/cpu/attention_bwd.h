@@ -16,50 +16,12 @@
 #pragma once
 
 #include "cpu/arena.h"
+#include "cpu/attention_bwd_dq.h"
+#include "cpu/attention_bwd_keys.h"
 #include "cpu/attention_bwd_tile.h"
-#include "cpu/attention_softmax.h"
 #include "cpu/buffer.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
-
-struct BackwardPlan {
-  int64_t tiles;                     // query tiles of a (batch, key head)
-  int64_t part, parts;               // keys of a task, a multiple of kTileK
-  int64_t block;                     // keys whose dK and dV are held at once
-  int64_t batches, kv_heads, tasks;  // (batch, key head) pairs that one task takes: batches x kv_heads
-  int64_t dq_tile;                   // floats of dQ of one query tile, a Sum of the engine
-  float* partial_dq;                 // [parts][B * Hk][tiles][dq_tile], or null
-  float* partial_sink;               // [B * H]
-  float* partial_gate;               // [parts][B * H]
-};
-
-constexpr int64_t kBlockBytes = 512 << 10;  // of dK and dV: a quarter of a common L2 cache
-
-template <class Engine>
-BackwardPlan plan_backward(const AttentionBackward& p) {
-  BackwardPlan plan{};
-  plan.tiles = ceil_div(Stack(p).rows, kTileQ);
-  plan.batches = p.dbias && p.dbias_stride[0] == 0 ? p.batch : 1;
-  plan.kv_heads = p.dbias && p.dbias_stride[1] == 0 ? p.kv_heads : 1;
-  const int64_t outer = (p.batch / plan.batches) * (p.kv_heads / plan.kv_heads), wanted = 3 * p.pool.threads;
-  const int64_t key_tiles = ceil_div(p.seq_k, Engine::kTileK);
-  const bool may_split = p.pool.threads > 1 && outer < wanted && !(p.dbias && p.dbias_stride[3] == 0);
-  const int64_t parts = may_split ? min_of(ceil_div(wanted, outer), key_tiles) : 1;
-  plan.part = ceil_div(key_tiles, parts) * Engine::kTileK;
-  plan.parts = ceil_div(p.seq_k, plan.part);
-  const int64_t row_bytes = (round_up(p.dim, 16) + round_up(p.dim_v, 16)) * int64_t(sizeof(float));
-  plan.block = min_of(plan.part, max_of<int64_t>(kBlockBytes / row_bytes / Engine::kTileK, 1) * Engine::kTileK);
-  plan.tasks = outer * plan.parts;
-  plan.dq_tile = round_up(p.dim, 16) * kTileQ;
-  return plan;
-}
-
-// Gradients of the rows of one block of keys: in place in the result where it is float and whole vectors wide.
-struct KeyGradient {
-  float* data;  // [block][ld]
-  int64_t ld;
-  KeyGradient skip_rows(int64_t n) const { return {data + n * ld, ld}; }
-};
 
 template <class Engine>
 struct BackwardTask {
@@ -73,7 +35,9 @@ struct BackwardTask {
   int64_t part;
 
   QueryTile* t;
+  int64_t packed = -1;  // the query tile that *t and the packed queries are of, counted over all pairs
   GradientTile<Engine> tile;
+  SharedBias shared;
   Packed *p_scratch, *ds_scratch;
   Packed *q_lanes, *q_natural, *dout_lanes, *dout_natural;
   T *q_rows, *dout_rows;
@@ -88,7 +52,8 @@ struct BackwardTask {
     with_arena([&](Arena& arena) {
       const int64_t key_tiles = plan.block / Engine::kTileK;
       t = arena.take<QueryTile>(1);
-      tile.take(arena);
+      tile.take(arena, !plan.shares_bias);
+      if (plan.shares_bias) shared.take(arena, plan.tiles, Engine::kTileK, plan.part);
       p_scratch = arena.take<Packed>(Engine::weights_scratch());
       ds_scratch = arena.take<Packed>(Engine::weights_scratch());
       q_lanes = arena.take<Packed>(Engine::lanes_size(p.dim));
@@ -117,9 +82,21 @@ struct BackwardTask {
     part = index % plan.parts;
     const int64_t outer = index / plan.parts, columns = p.kv_heads / plan.kv_heads;
     const int64_t first_batch = outer / columns * plan.batches, first_head = outer % columns * plan.kv_heads;
+    if (plan.shares_bias) shared.begin(plan.tiles);
     for (int64_t batch = first_batch; batch < first_batch + plan.batches; batch++) {
       for (int64_t head = first_head; head < first_head + plan.kv_heads; head++) run(batch, head);
     }
+    const int64_t begin = part * plan.part, end = min_of(begin + plan.part, p.seq_k);
+    for (int64_t i = 0; plan.shares_bias && i < plan.tiles; i++) {
+      place_tile(first_batch, first_head, i);
+      shared.write_tile(p, *t, i, begin, end);
+    }
+  }
+
+  void place_tile(int64_t batch, int64_t kv_head, int64_t i) {
+    const int64_t row = i * kTileQ;
+    set_tile(p, batch, kv_head, row, min_of<int64_t>(kTileQ, stack_rows - row), *t);
+    packed = -1;
   }
 
   void run(int64_t batch, int64_t kv_head) {
@@ -132,7 +109,7 @@ struct BackwardTask {
       run_block(batch, kv_head, key, min_of(key + plan.block, end));
     for (int64_t i = 0; i < plan.tiles; i++) {
       if (!dq_started[i]) __builtin_memset(dq + i * plan.dq_tile, 0, plan.dq_tile * sizeof(float));
-      if (plan.parts == 1 && p.dq) write_dq(p, stack_rows, pair, i, dq + i * plan.dq_tile);
+      if (plan.parts == 1 && p.dq) write_dq<Engine>(p, pair, i, dq + i * plan.dq_tile);
     }
   }
 
@@ -162,14 +139,17 @@ struct BackwardTask {
 
   void run_block(int64_t batch, int64_t kv_head, int64_t begin, int64_t end) {
     const int64_t first_row = (batch * p.kv_heads + kv_head) * p.seq_k + begin;
-    const KeyGradient dk_block = gradient_block(p.dk, first_row, p.dim, dk),
-                      dv_block = gradient_block(p.dv, first_row, p.dim_v, dv);
+    T *dk_rows = p.dk ? static_cast<T*>(p.dk) + first_row * p.dim : nullptr,
+      *dv_rows = p.dv ? static_cast<T*>(p.dv) + first_row * p.dim_v : nullptr;
+    const KeyGradient<Engine> dk_block(dk_rows, p.dim, p.scale, dk, plan.tiles == 1),
+        dv_block(dv_rows, p.dim_v, 1.0f, dv, plan.tiles == 1);
     load_keys(batch, kv_head, begin, end);
     for (int64_t i = 0; i < plan.tiles; i++) {
-      const int64_t row = i * kTileQ;
-      set_tile(p, batch, kv_head, row, min_of<int64_t>(kTileQ, stack_rows - row), *t);
+      const int64_t wanted = (batch * p.kv_heads + kv_head) * plan.tiles + i;
+      if (packed != wanted) place_tile(batch, kv_head, i);
       if (max_of(t->key_begin, begin) >= min_of(t->key_end, end)) continue;
-      load_queries();
+      if (packed != wanted) load_queries();
+      packed = wanted;
       const int64_t first = max_of<int64_t>(t->key_begin - begin, 0) / Engine::kTileK * Engine::kTileK;
       for (int64_t key = begin + first; key < min_of(end, t->key_end); key += Engine::kTileK) {
         run_tile(i, key, min_of(key + Engine::kTileK, end), begin, dk_block, dv_block);
@@ -177,35 +157,18 @@ struct BackwardTask {
       if (p.dgate) {
         for (int lane = 0; lane < t->rows; lane++) {
           plan.partial_gate[(part * p.batch + batch) * p.heads + t->head[lane]] += tile.dgate[lane];
+          tile.dgate[lane] = 0;
         }
       }
     }
     for (int64_t key = begin; key < end; key += Engine::kTileK) {
       if (touched[(key - begin) / Engine::kTileK]) continue;
       const int64_t at = key - begin, n = min_of(Engine::kTileK, end - key);
-      if (p.dk) __builtin_memset(dk_block.data + at * dk_block.ld, 0, n * dk_block.ld * sizeof(float));
-      if (p.dv) __builtin_memset(dv_block.data + at * dv_block.ld, 0, n * dv_block.ld * sizeof(float));
+      dk_block.clear(at, n);
+      dv_block.clear(at, n);
     }
-    if (p.dk) write_keys(dk_block, end - begin, p.dim, p.scale, static_cast<T*>(p.dk) + first_row * p.dim);
-    if (p.dv) write_keys(dv_block, end - begin, p.dim_v, 1.0f, static_cast<T*>(p.dv) + first_row * p.dim_v);
-  }
-
-  static KeyGradient gradient_block(void* result, int64_t row, int64_t dim, float* scratch) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      if (result && dim % kLanes == 0) return {static_cast<float*>(result) + row * dim, dim};
-    }
-    return {scratch, round_up(dim, 16)};
-  }
-
-  static void write_keys(const KeyGradient& from, int64_t rows, int64_t dim, float factor, T* to) {
-    if ((const void*)from.data == (const void*)to && factor == 1.0f) return;
-    const vf f = splat(factor);
-    for (int64_t row = 0; row < rows; row++, to += dim) {
-      const float* at = from.data + row * from.ld;
-      int64_t d = 0;
-      for (; d + kLanes <= dim; d += kLanes) store_as(to + d, load(at + d) * f);
-      if (d < dim) store_as(to + d, load(at + d, int(dim - d)) * f, int(dim - d));
-    }
+    dk_block.finish(end - begin);
+    dv_block.finish(end - begin);
   }
 
   void load_keys(int64_t batch, int64_t kv_head, int64_t begin, int64_t end) {
@@ -248,7 +211,8 @@ struct BackwardTask {
     return {{rows(p.dk, p.dim), rows(p.dv, p.dim_v)}};
   }
 
-  void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, KeyGradient dk_block, KeyGradient dv_block) {
+  void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, const KeyGradient<Engine>& dk_block,
+                const KeyGradient<Engine>& dv_block) {
     const int64_t index = (key - begin) / Engine::kTileK, lanes = t->lanes;
     const KeyRange keys = visible_keys(*t, key, last);
     const int64_t n = keys.size(), skipped = keys.begin - key, width = round_up(t->rows, Engine::kLaneGrain);
@@ -256,54 +220,39 @@ struct BackwardTask {
     const auto p_weights = Engine::template weights<false, true>(tile.scores, lanes, p_scratch);
     const auto ds_weights = Engine::template weights<true, true>(tile.dp, lanes, ds_scratch);
 
-    const KeyGradient dk_tile = dk_block.skip_rows(keys.begin - begin),
-                      dv_tile = dv_block.skip_rows(keys.begin - begin);
+    const float* bias = nullptr;
+    float* bias_sums = nullptr;
+    if (plan.shares_bias) {
+      const int64_t key_tile = (key - part * plan.part) / Engine::kTileK;
+      shared.load_tile(p, *t, i, key_tile, key, last - key);
+      bias = shared.bias + shared.offset(i, key_tile) + skipped * lanes;
+      bias_sums = shared.sums + shared.offset(i, key_tile) + skipped * lanes;
+    }
     const Ahead reads = next_keys(key), writes = results(keys.begin);
     Engine::scores_product(n, width, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores, tile.rest,
                            i > 0 ? nullptr : &reads);
-    finish_scores(p, tile.units, *t, keys, tile.scores, tile.rest, tile.slope);
+    finish_scores(p, tile.units, *t, keys, tile.scores, tile.rest, tile.slope, bias);
     Engine::scores_product(n, width, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,
                            tile.dp_rest, i > 0 ? nullptr : &writes);
-    tile.find_gradients(*t, keys, p_weights, ds_weights);
+    tile.find_gradients(*t, keys, p_weights, ds_weights, bias_sums);
 
     bool accumulate = touched[index];
     if (!accumulate && n < last - key) {
-      const int64_t at = key - begin;
-      if (p.dk) __builtin_memset(dk_block.data + at * dk_block.ld, 0, (last - key) * dk_block.ld * sizeof(float));
-      if (p.dv) __builtin_memset(dv_block.data + at * dv_block.ld, 0, (last - key) * dv_block.ld * sizeof(float));
+      dk_block.clear(key - begin, last - key);
+      dv_block.clear(key - begin, last - key);
       accumulate = true;
     }
     touched[index] = true;
-    if (p.dv) {
-      Engine::lanes_product(n, p.dim_v, t->rows, p_weights.by_lanes(), lanes, dout_natural, dv_tile.data, dv_tile.ld,
-                            accumulate);
-    }
-    if (p.dk) {
-      Engine::lanes_product(n, p.dim, t->rows, ds_weights.by_lanes(), lanes, q_natural, dk_tile.data, dk_tile.ld,
-                            accumulate);
-    }
+    dv_block.add(keys.begin - begin, n, t->rows, p_weights.by_lanes(), lanes, dout_natural, accumulate);
+    dk_block.add(keys.begin - begin, n, t->rows, ds_weights.by_lanes(), lanes, q_natural, accumulate);
     if (p.dq) {
+      const Ahead next_bias = plan.shares_bias ? shared.ahead(bias, bias_sums, lanes)
+                              : p.bias         ? bias_ahead(p, *t, last)
+                                               : reads;
       Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),
-                          dq + i * plan.dq_tile, dq_started[i]);
+                          dq + i * plan.dq_tile, dq_started[i], p.bias ? &next_bias : nullptr);
       dq_started[i] = true;
     }
-  }
-
-  static void write_dq(const AttentionBackward& p, int64_t stack_rows, int64_t pair, int64_t tile, float* sum) {
-    const int64_t row = tile * kTileQ, rows = min_of<int64_t>(kTileQ, stack_rows - row), lanes = round_up(rows, kLanes);
-    alignas(64) float factors[kTileQ];
-    for (int lane = 0; lane < kTileQ; lane += kLanes) store(factors + lane, splat(p.scale));
-    Engine::write_sum(sum, rows, lanes, p.dim, factors, static_cast<T*>(p.dq) + (pair * stack_rows + row) * p.dim);
-  }
-
-  // Adds the parts of one query tile of one (batch, key head), in order.
-  static void merge_dq(const AttentionBackward& p, const BackwardPlan& plan, int64_t index) {
-    const int64_t all = p.batch * p.kv_heads * plan.tiles * plan.dq_tile;
-    float* sum = plan.partial_dq + index * plan.dq_tile;
-    for (int64_t other = 1; other < plan.parts; other++) {
-      for (int64_t i = 0; i < plan.dq_tile; i += kLanes) store(sum + i, load(sum + i) + load(sum + other * all + i));
-    }
-    write_dq(p, Stack(p).rows, index / plan.tiles, index % plan.tiles, sum);
   }
 };
 
@@ -335,7 +284,7 @@ void attention_bwd(const AttentionBackward& p) {
         p.pool, pairs * plan.tiles,
         [](void* argument, int64_t index, int) {
           const Context& c = *static_cast<Context*>(argument);
-          BackwardTask<Engine>::merge_dq(c.p, c.plan, index);
+          merge_dq<Engine>(c.p, c.plan, index);
         },
         &context);
   }

@@ -26,14 +26,14 @@ struct GradientTile {
 
   explicit GradientTile(const AttentionBackward& problem) : p(problem), units(problem) {}
 
-  void take(Arena& arena) {
+  void take(Arena& arena, bool own_bias) {
     constexpr int64_t tile = Engine::kTileK * kTileQ;
     scores = arena.take<float>(tile);
     rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
     dp = arena.take<float>(tile);
     dp_rest = keeps_rest<Engine>(p) ? arena.take<float>(tile) : nullptr;
     slope = p.softcap != 0 ? arena.take<float>(tile) : nullptr;
-    ds_bias = p.dbias ? arena.take<float>(tile) : nullptr;
+    ds_bias = p.dbias && own_bias ? arena.take<float>(tile) : nullptr;
     keep = p.dropout_p > 0 ? arena.take<int32_t>(tile) : nullptr;
   }
 
@@ -59,19 +59,26 @@ struct GradientTile {
     }
   }
 
-  // scores and dp hold the products; afterwards the weights do, and dbias has its share.
-  void find_gradients(const QueryTile& t, KeyRange keys, const PWeights& p_weights, const DsWeights& ds_weights) {
+  // scores and dp hold the products; afterwards the weights do, and bias_sums [n][lanes] has dS added; where that is null,
+  // dbias has.
+  void find_gradients(const QueryTile& t, KeyRange keys, const PWeights& p_weights, const DsWeights& ds_weights,
+                      float* bias_sums) {
     const int64_t n = keys.size();
+    if (p.dbias && !bias_sums) __builtin_memset(ds_bias, 0, n * t.lanes * sizeof(float));
+    float* sums = bias_sums ? bias_sums : ds_bias;
     if (keep) dropout_tile(p, t, keys.begin, n, keep);
     const bool whole = keys.begin <= t.key_begin && keys.end == t.key_end;  // all that these queries see
+    const bool bare = !keep && !p.gate && !slope && !sums;
     for (int lane = 0; lane < t.lanes; lane += kLanes) {
       if (whole) find_probabilities(n, t.lanes, lane);
-      if (whole) gradient_column<true>(n, t.lanes, lane, p_weights, ds_weights);
-      if (!whole) gradient_column<false>(n, t.lanes, lane, p_weights, ds_weights);
+      const auto column =
+          whole ? (bare ? &GradientTile::gradient_column<true, true> : &GradientTile::gradient_column<true, false>)
+                : (bare ? &GradientTile::gradient_column<false, true> : &GradientTile::gradient_column<false, false>);
+      (this->*column)(n, t.lanes, lane, p_weights, ds_weights, sums);
     }
     p_weights.finish(n);
     ds_weights.finish(n);
-    if (p.dbias) add_bias_gradient(t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
+    if (p.dbias && !bias_sums) add_bias_gradient(t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
   }
 
   // dP of one vector of lanes as it reaches the scores' probabilities: dropped and scaled like them, before the gate.
@@ -108,9 +115,10 @@ struct GradientTile {
     store(offset + lane, correction * open - load(lane_dlse + lane));
   }
 
-  // One vector of lanes: from products to the weights P and dS.
-  template <bool kHaveProbabilities>
-  void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights) {
+  // One vector of lanes: from products to the weights P and dS. kBare: no dropout, gate, softcap and gradient of bias.
+  template <bool kHaveProbabilities, bool kBare>
+  void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights,
+                       float* bias_sums) {
     const vf high = load(lse_high + lane), low = load(lse_low + lane), middle = load(center + lane),
              from = load(offset + lane);
     const vf open = p.gate ? load(gate + lane) : splat(1.0f), kept_share = splat(1 / (1 - p.dropout_p));
@@ -118,6 +126,10 @@ struct GradientTile {
     const auto gradient = [&](int64_t row, vf& weight) FF_LAMBDA {
       const int64_t at = row * lanes + lane;
       const vf prob = kHaveProbabilities ? load(scores + at) : find_probability(at, high, low);
+      if constexpr (kBare) {
+        weight = prob;
+        return prob * (load(dp + at) - middle - from);
+      }
       const vf g = received(at, kept_share);
       weight = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;
       if (p.gate) {
@@ -125,7 +137,7 @@ struct GradientTile {
         weight *= open;
       }
       const vf ds = prob * fma(g - middle, open, -from);
-      if (p.dbias) store(ds_bias + at, ds);
+      if (bias_sums) store(bias_sums + at, load(bias_sums + at) + ds);
       return slope ? ds * load(slope + at) : ds;
     };
     int64_t j = 0;

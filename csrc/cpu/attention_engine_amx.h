@@ -15,6 +15,7 @@ struct AmxEngine {
   static constexpr int64_t kTileK = 128;
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
+  static constexpr bool kRoundsResults = false;
   static constexpr int kLaneGrain = kLanes;
 
   using Session = amx::Session;
@@ -55,7 +56,7 @@ struct AmxEngine {
   }
   // Sum [d][lanes], transposed: weights by pairs of keys are a right operand.
   static void sum_product(int64_t, int64_t lanes, int64_t d, int64_t n, const bf16* weights, Operand<bf16> a,
-                          float* sum, bool accumulate) {
+                          float* sum, bool accumulate, const Ahead* = nullptr) {
     amx::gemm(d, lanes, n, a.data, a.ld, weights, lanes, sum, lanes, accumulate);
   }
   static void scale_sum(float* sum, int64_t, int64_t lanes, int64_t d, const float* factors) {

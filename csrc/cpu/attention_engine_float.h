@@ -13,6 +13,7 @@ struct FloatEngine : RowSum {
   static constexpr int64_t kTileK = 64;
   static constexpr bool kPacksKeys = sizeof(T) != 4;
   static constexpr bool kShortExp = false;
+  static constexpr bool kRoundsResults = true;
   static constexpr int kLaneGrain = kGrain;
   static constexpr int64_t kScoreTerms = 64;  // products summed at once: softmax multiplies the error of large scores
 
@@ -65,12 +66,19 @@ struct FloatEngine : RowSum {
     ahead ? rows_product(n, width, d, a, b, c, *ahead) : rows_product(n, width, d, a, b, c, Alone{});
   }
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const float* weights, Operand<float> b,
-                          float* sum, bool accumulate) {
-    gemm<true>(rows, d, n, weights, lanes, b.data, b.ld, sum, ld(d), accumulate);
+                          float* sum, bool accumulate, const Ahead* ahead = nullptr) {
+    const auto product = [&](const auto& beside) {
+      gemm<true, FloatTerm>(rows, d, n, weights, lanes, b.data, b.ld, sum, ld(d), accumulate, beside);
+    };
+    ahead ? product(*ahead) : product(Alone{});
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float* c,
                             int64_t ldc, bool accumulate) {
     gemm<false>(n, d, m, a, lanes, b, natural_ld(d), c, ldc, accumulate);
+  }
+  static void lanes_result(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float factor,
+                           T* dst) {
+    gemm_to<false>(n, d, m, a, lanes, b, natural_ld(d), Rounded<T>{dst, d, factor});
   }
 
   // Weights overwrite the float tile that they were computed from.

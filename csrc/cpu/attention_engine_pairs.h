@@ -16,6 +16,7 @@ struct PairEngine : RowSum {
   static constexpr int64_t kTileK = 64;
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
+  static constexpr bool kRoundsResults = true;
   static constexpr int kLaneGrain = kGrain;
 
   struct Session {};
@@ -58,14 +59,22 @@ struct PairEngine : RowSum {
     ahead ? rows_product(n, width, d, a, b, c, *ahead) : rows_product(n, width, d, a, b, c, Alone{});
   }
   static void sum_product(int64_t rows, int64_t lanes, int64_t d, int64_t n, const bf16* weights, Operand<bf16> b,
-                          float* sum, bool accumulate) {
-    gemm<true, PairTerm>(rows, d, ceil_div(n, 2), as_pairs(weights), lanes, as_pairs(b.data), b.ld, sum, ld(d),
-                         accumulate);
+                          float* sum, bool accumulate, const Ahead* ahead = nullptr) {
+    const auto product = [&](const auto& beside) {
+      gemm<true, PairTerm>(rows, d, ceil_div(n, 2), as_pairs(weights), lanes, as_pairs(b.data), b.ld, sum, ld(d),
+                           accumulate, beside);
+    };
+    ahead ? product(*ahead) : product(Alone{});
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float* c,
                             int64_t ldc, bool accumulate) {
     gemm<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d), c, ldc,
                           accumulate);
+  }
+  static void lanes_result(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float factor,
+                           bf16* dst) {
+    gemm_to<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d),
+                             Rounded<bf16>{dst, d, factor});
   }
 
   static int64_t weights_scratch() { return 2 * kTileK * kTileQ; }

@@ -147,6 +147,7 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     QueryTile& t = work[i].tile;
     const int64_t row = (first_tile + i) * kTileQ;
     set_tile(p, batch, kv_head, row, min_of<int64_t>(kTileQ, stack_rows - row), t);
+    if (p.bias && i == 0) ask_for_bias(p, t, t.key_begin);
     const TileRows<T> q = tile_rows<T>(p.q, p.dim, t, row_scratch);
     Engine::pack_lanes(q.data, q.stride, t.rows, p.dim, work[i].queries, t.lanes);
     work[i].state.reset(t.lanes);
@@ -182,8 +183,9 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
       const auto weights = Engine::template weights<true, false>(scores, t.lanes, weight_scratch);
       const bool moved = softmax_tile<Engine>(scores, rest, n, width, units, work[i].state, keep, weights);
       if (moved && work[i].started) Engine::scale_sum(work[i].out, t.rows, t.lanes, p.dim_v, work[i].state.rescale);
+      const Ahead bias = p.bias ? bias_ahead(p, work[(i + 1) % tiles].tile, i + 1 < tiles ? key : last) : ahead;
       Engine::sum_product(t.rows, t.lanes, p.dim_v, n, weights.by_keys(), Engine::skip_sum(v, skipped), work[i].out,
-                          work[i].started);
+                          work[i].started, p.bias ? &bias : nullptr);
       work[i].started = true;
     }
   }

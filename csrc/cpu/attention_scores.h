@@ -63,12 +63,21 @@ inline void scale_scores(const AttentionProblem& p, int64_t count, float* tile, 
   }
 }
 
+// bias: of the tile's keys, [n][lanes], where the caller has it at hand; else it is read from the problem's.
 inline void finish_scores(const AttentionProblem& p, const ScoreUnits& units, const QueryTile& t, KeyRange keys,
-                          float* tile, float* rest, float* slope = nullptr) {
+                          float* tile, float* rest, float* slope = nullptr, const float* bias = nullptr) {
   const int64_t n = keys.size(), count = n * t.lanes;
   if (!units.plain) {
-    scale_scores(p, count, tile, rest, slope);
-    if (p.bias) add_bias(p, t, keys.begin, n, tile, rest);
+    const bool scaled_later = p.bias && p.softcap == 0 && !rest;
+    const float factor = scaled_later ? p.scale : 1.0f;
+    if (!scaled_later) scale_scores(p, count, tile, rest, slope);
+    if (bias) {
+      for (int64_t i = 0; i < count; i += kLanes) {
+        add_to(tile + i, rest ? rest + i : nullptr, splat(factor), load(bias + i));
+      }
+    } else if (p.bias) {
+      add_bias(p, t, keys.begin, n, factor, tile, rest);
+    }
   }
   if (keys.begin < t.all_begin || keys.end > t.all_end) hide_keys(t, keys.begin, n, tile);
 }

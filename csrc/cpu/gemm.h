@@ -75,10 +75,33 @@ struct LeftColumn {
   }
 };
 
+// Where a product goes: to sums that it starts or adds to, or multiplied and rounded to rows of a result.
+struct Sums {
+  float* c;
+  int64_t ld;
+  bool accumulate;
+  FF_INLINE Sums skip(int64_t rows, int64_t columns) const { return {c + rows * ld + columns, ld, accumulate}; }
+  template <class V>
+  FF_INLINE void put(int64_t row, int64_t column, V sum) const {
+    float* at = c + row * ld + column;
+    store(at, accumulate ? load_as<V>(at) + sum : sum);
+  }
+};
+template <class T>
+struct Rounded {
+  T* c;
+  int64_t ld;
+  float factor;
+  FF_INLINE Rounded skip(int64_t rows, int64_t columns) const { return {c + rows * ld + columns, ld, factor}; }
+  FF_INLINE void put(int64_t row, int64_t column, vf sum) const {
+    store_as(c + row * ld + column, sum * splat(factor));
+  }
+};
+
 // R rows of C, W whole vectors and where kTail half of one more.
-template <class Term, class Beside, int R, int W, bool kTail, bool kTransA>
-void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,
-                float* __restrict c, int64_t ldc, bool accumulate, Beside beside) {
+template <class Term, class Beside, class To, int R, int W, bool kTail, bool kTransA>
+void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb, To to,
+                Beside beside) {
   vf acc[R][W];
   vf_half tail[R];
 #pragma GCC unroll 24
@@ -109,45 +132,43 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
   }
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
-    float* at = c + i * ldc;
 #pragma GCC unroll 4
-    for (int j = 0; j < W; j++, at += kLanes) store(at, accumulate ? load(at) + acc[i][j] : acc[i][j]);
-    if (kTail) store(at, accumulate ? load_as<vf_half>(at) + tail[i] : tail[i]);
+    for (int j = 0; j < W; j++) to.put(i, j * kLanes, acc[i][j]);
+    if constexpr (kTail) to.put(i, W * kLanes, tail[i]);
   }
 }
 
-template <class Beside>
-using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool, Beside);
+template <class Beside, class To>
+using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, To, Beside);
 
-template <class Term, class Beside, int R, int W, bool kTail, bool kTransA>
-FF_INLINE GemmBlock<Beside> gemm_block_of(int rows) {
+template <class Term, class Beside, class To, int R, int W, bool kTail, bool kTransA>
+FF_INLINE GemmBlock<Beside, To> gemm_block_of(int rows) {
   if constexpr (R == 1) {
-    return gemm_block<Term, Beside, 1, W, kTail, kTransA>;
+    return gemm_block<Term, Beside, To, 1, W, kTail, kTransA>;
   } else {
-    return rows == R ? gemm_block<Term, Beside, R, W, kTail, kTransA>
-                     : gemm_block_of<Term, Beside, R - 1, W, kTail, kTransA>(rows);
+    return rows == R ? gemm_block<Term, Beside, To, R, W, kTail, kTransA>
+                     : gemm_block_of<Term, Beside, To, R - 1, W, kTail, kTransA>(rows);
   }
 }
 
 // All m rows of one panel of W vectors and where kTail a half.
-template <class Term, int W, bool kTail, bool kTransA, class Beside>
-void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c, int64_t ldc,
-                bool accumulate, Beside beside) {
+template <class Term, int W, bool kTail, bool kTransA, class To, class Beside>
+void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, To to, Beside beside) {
   constexpr int kEach = kAccumulators / (W + kTail), R = kEach > 16 ? 16 : kEach;
   const int64_t blocks = ceil_div(m, R), each = m / blocks, longer = m % blocks;  // even blocks: no thin last one
   int64_t i = 0;
   for (int64_t block = 0; block < blocks; block++) {
     const int rows = int(each + (block < longer));
-    gemm_block_of<Term, Beside, R, W, kTail, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb, c + i * ldc,
-                                                            ldc, accumulate, beside.skip_rows(i));
+    gemm_block_of<Term, Beside, To, R, W, kTail, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb,
+                                                                to.skip(i, 0), beside.skip_rows(i));
     i += rows;
   }
 }
 
 // n is rounded up to kColumns: kLanes or kGrain.
-template <bool kTransA, class Term = FloatTerm, int kColumns = kLanes, class Beside = Alone>
-void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
-          int64_t ldc, bool accumulate, Beside beside = {}) {
+template <bool kTransA, class Term = FloatTerm, int kColumns = kLanes, class To, class Beside = Alone>
+void gemm_to(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, To to,
+             Beside beside = {}) {
   const int64_t pieces = ceil_div(n, kColumns), whole = pieces * kColumns / kLanes;
   const bool half = pieces * kColumns % kLanes != 0;
   const int64_t vectors = whole + half, panels = ceil_div(vectors, kPanelVectors);
@@ -155,15 +176,15 @@ void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
   for (int64_t panel = 0; panel < panels; panel++) {
     const int w = int(vectors / panels + (panel < vectors % panels));  // 5 = 3 + 2, not 4 + 1
     const float* bj = b + j * kLanes;
-    float* cj = c + j * kLanes;
+    const To to_j = to.skip(0, j * kLanes);
     const auto columns = [&](auto width) {
       constexpr int W = decltype(width)::value;
       if constexpr (W <= kPanelVectors) {
         if constexpr (kColumns < kLanes) {
           if (half && panel + 1 == panels)
-            return gemm_panel<Term, W - 1, true, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+            return gemm_panel<Term, W - 1, true, kTransA>(m, k, a, lda, bj, ldb, to_j, beside);
         }
-        gemm_panel<Term, W, false, kTransA>(m, k, a, lda, bj, ldb, cj, ldc, accumulate, beside);
+        gemm_panel<Term, W, false, kTransA>(m, k, a, lda, bj, ldb, to_j, beside);
       }
     };
     switch (w) {
@@ -182,6 +203,12 @@ void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
     }
     j += w;
   }
+}
+
+template <bool kTransA, class Term = FloatTerm, int kColumns = kLanes, class Beside = Alone>
+void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+          int64_t ldc, bool accumulate, Beside beside = {}) {
+  gemm_to<kTransA, Term, kColumns>(m, n, k, a, lda, b, ldb, Sums{c, ldc, accumulate}, beside);
 }
 
 constexpr int kHalf = kLanes / 2;
