@@ -17,7 +17,7 @@ from fastfuse.backends import load
 KEEPING = [
     (platform, dtype) for platform in PLATFORMS if platform.serves("attention_fwd_kept") for dtype in platform.dtypes
 ]
-SHORT = AttentionCase("short", B=2, H=3, Sq=49, Sk=197, D=64)  # its weights are fewer than its keys and values
+SHORT = AttentionCase("short", B=2, H=3, Sq=48, Sk=197, D=64)  # its weights are fewer than its keys and values
 LONG = AttentionCase("long", B=1, H=1, Sq=197, Sk=197, D=64)
 
 
