@@ -69,13 +69,13 @@ def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, 
     assert node is not None
     *options, _ = node.options
     skip_positives, normalize, mode, label_smoothing, over_positives = options
-    *saved, rows, row_count, cols, col_count, kept = node.saved_tensors
+    *saved, rows, row_count, cols, col_count, _ = node.saved_tensors
     count = max(int((row_count > 0).sum()), 1) if over_positives else len(row_count) * (2 if mode == "both" else 1)
     needs = [True, saved[1] is not None, True]
     with backward.active():
         da, db, dscale = op(
             torch.tensor(1.0 / count, device=forward.device), *saved, skip_positives, normalize, mode, label_smoothing,
-            rows, row_count, cols, col_count, kept, needs, backward.backend,
+            rows, row_count, cols, col_count, needs, backward.backend,
         )  # fmt: skip
     for what, grad in (("da", da), ("db", db), ("dscale", dscale)):
         if what in truth:
@@ -84,10 +84,10 @@ def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, 
 
 @pytest.mark.parametrize(("platform", "dtype"), [(p, d) for p, d in EVERYWHERE if p.backend == "cpu"], ids=name)
 @pytest.mark.parametrize("case_name", ["clip_strips", "nce_ids", "sup_con_chunks"])
-def test_matches_float64_without_room_to_keep_products(
+def test_matches_float64_without_keeping_products(
     case_name: str, platform: Platform, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastfuse.ops.pair.KEPT_BYTES", 0)
+    monkeypatch.delattr("fastfuse.backends.cpu.pair_softmax_fwd_kept")
     case = next(case for case in CONTRASTIVE_CASES if case.name == case_name)
     with platform.active():
         check_case(case, platform.backend, dtype, platform.device)

@@ -87,34 +87,31 @@ PairStatistics statistics_of(const Tensor& values, const Tensor& count, int64_t 
   return {data, data + n, data + 2 * n, data + 3 * n, count.data_ptr<int32_t>()};
 }
 
-// Memory of the forward's tiles as the kernels take it; null without.
-void* kept_of(const OptionalTensor& kept, const PairProblem& problem) {
-  if (!kept) return nullptr;
-  const int64_t bytes = cpu::pair_kept_bytes(problem);
-  check_shape(*kept, {bytes}, "kept");
-  check_dtype(*kept, at::kByte, "kept");
-  cpu::prefer_huge_pages(kept->data_ptr(), bytes);
-  return kept->data_ptr();
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> softmax_fwd(const Tensor& a, const OptionalTensor& b, const Tensor& scale,
-                                                       const Tensor& row_key, const OptionalTensor& col_key,
-                                                       const OptionalTensor& row_skip, const OptionalTensor& col_skip,
-                                                       bool skip_positives, bool normalize, const std::string& mode,
-                                                       bool uniform, const OptionalTensor& kept) {
+// Statistics, with kKeep and what there is for the backward, perhaps nothing.
+template <bool kKeep>
+auto softmax_fwd(const Tensor& a, const OptionalTensor& b, const Tensor& scale, const Tensor& row_key,
+                 const OptionalTensor& col_key, const OptionalTensor& row_skip, const OptionalTensor& col_skip,
+                 bool skip_positives, bool normalize, const std::string& mode, bool uniform) {
   const Pairs pairs(a, b, scale, row_key, col_key, row_skip, col_skip, skip_positives, normalize);
   const int64_t n = pairs.a.size(0), m = mode == "both" ? pairs.b.size(0) : 0;
   const auto floats = pairs.a.options().dtype(at::kFloat), ints = pairs.a.options().dtype(at::kInt);
   const Tensor rows = at::zeros({4, n}, floats), row_count = at::zeros({n}, ints);
   const Tensor cols = at::zeros({4, m}, floats), col_count = at::zeros({m}, ints);
+  // Label smoothing's gradient is a difference everywhere: nothing could be kept of it.
+  const int64_t bytes = kKeep && !uniform && !pairs.empty() ? cpu::pair_kept_bytes(pairs.problem) : 0;
+  const Tensor kept = new_tensor({bytes}, pairs.a.options().dtype(at::kByte));
   if (!pairs.empty()) {
     PairSoftmaxFwd p{
-        pairs.problem, statistics_of(rows, row_count, n, "rows"), {}, uniform, kept_of(kept, pairs.problem)};
+        pairs.problem, statistics_of(rows, row_count, n, "rows"), {}, uniform, bytes ? kept.data_ptr() : nullptr};
     if (m) p.cols = statistics_of(cols, col_count, m, "cols");
     py::gil_scoped_release release;
     cpu::pair_softmax_fwd(p, torch_threads());
   }
-  return {rows, row_count, cols, col_count};
+  if constexpr (kKeep) {
+    return std::tuple{rows, row_count, cols, col_count, kept};
+  } else {
+    return std::tuple{rows, row_count, cols, col_count};
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor> softmax_bwd(const Tensor& unit, const Tensor& a, const OptionalTensor& b,
@@ -133,11 +130,17 @@ std::tuple<Tensor, Tensor, Tensor> softmax_bwd(const Tensor& unit, const Tensor&
   const Tensor da = grad_of(pairs.a, needs[0]), db = grad_of(pairs.b, needs[1] && b);
   Tensor dscale = at::zeros(needs[2] ? at::IntArrayRef{} : at::IntArrayRef{0}, scale.options());
   if (!pairs.empty()) {
+    void* products = nullptr;
+    if (kept && kept->numel()) {
+      check_shape(*kept, {cpu::pair_kept_bytes(pairs.problem)}, "kept");
+      check_dtype(*kept, at::kByte, "kept");
+      products = kept->data_ptr();
+    }
     double sum = 0;
     PairSoftmaxBwd p{pairs.problem,
                      statistics_of(rows, row_count, pairs.a.size(0), "rows"),
                      {},
-                     kept_of(kept, pairs.problem),
+                     products,
                      float(label_smoothing),
                      unit.item<double>(),
                      needs[0] ? da.data_ptr() : nullptr,
@@ -191,7 +194,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid(const Tensor& a, cons
 }  // namespace
 
 void register_pair(py::module& m) {
-  m.def("pair_softmax_fwd", &softmax_fwd);
+  m.def("pair_softmax_fwd", &softmax_fwd<false>);
+  m.def("pair_softmax_fwd_kept", &softmax_fwd<true>);
   m.def("pair_softmax_bwd", &softmax_bwd);
   m.def("pair_sigmoid", &sigmoid);
 }

@@ -33,7 +33,8 @@ int64_t pair_kept_bytes(const PairProblem& p) {
   constexpr int64_t kSquare = 128;  // kStrip
   const int64_t rows = (p.a.rows + kSquare - 1) / kSquare, cols = (p.b.rows + kSquare - 1) / kSquare;
   const int64_t squares = p.symmetric ? rows * (rows + 1) / 2 : rows * cols;
-  return squares * (p.a.dtype == DType::kFloat32 ? kSquare * kSquare * 4 : kSquare * kSquare * 2 + 64);
+  const int64_t bytes = squares * (p.a.dtype == DType::kFloat32 ? kSquare * kSquare * 4 : kSquare * kSquare * 2 + 64);
+  return bytes <= kKeptBytes ? bytes : 0;
 }
 
 void pair_softmax_fwd(const PairSoftmaxFwd& params, const ThreadPool& pool) { kernels().softmax_fwd(params, pool); }

@@ -6,7 +6,8 @@ A backend is a module of this package with
     unavailable() -> str | None            why it can not be used at all on this machine, or None
     reasons(problem) -> list[str]          why it can not serve this problem; empty when it can
     <op>(...)                              one function for each op it serves, called with the op's arguments
-    pair_kept_bytes(...) -> int            optional: its pair_softmax_* take `kept`, so many bytes (ops/pair.py)
+    <name>_fwd_kept, <name>_bwd_kept       optional: the forward returns one tensor more (uint8, perhaps empty), for a
+                                           backward of the same backend, which takes it last; for speed only
 
 and nothing more: a new backend is one new file and its name in `_NAMES`.
 """

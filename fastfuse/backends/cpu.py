@@ -37,32 +37,23 @@ def reasons(problem: Problem) -> list[str]:
     return why
 
 
-def pair_kept_bytes(rows: int, cols: int, symmetric: bool, dtype: torch.dtype) -> int:
-    """Bytes of a contrastive forward's products, kept for the backward in the layout of csrc/cpu/pair_kept.h."""
-    m, n = (rows + 127) // 128, (cols + 127) // 128
-    squares = m * (m + 1) // 2 if symmetric else m * n
-    return squares * (4 * 128 * 128 if dtype == torch.float32 else 2 * 128 * 128 + 64)
-
-
 if _missing is None:
     attention_fwd = _C.attention_fwd
     attention_fwd_kept = _C.attention_fwd_kept
     attention_bwd_kept = _C.attention_bwd
     attention_map = _C.attention_map
-
-    def pair_softmax_fwd(*arguments: Any, kept: Tensor | None = None) -> tuple[Tensor, ...]:
-        return _C.pair_softmax_fwd(*arguments, kept)
-
-    def pair_softmax_bwd(*arguments: Any, kept: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        return _C.pair_softmax_bwd(*arguments, kept)
-
+    pair_softmax_fwd = _C.pair_softmax_fwd
+    pair_softmax_fwd_kept = _C.pair_softmax_fwd_kept
+    pair_softmax_bwd_kept = _C.pair_softmax_bwd
     pair_sigmoid = _C.pair_sigmoid
     similarity_topk = _C.similarity_topk
     retrieval_ranks = _C.retrieval_ranks
 
+    def attention_bwd(*args: Any) -> list[Tensor]:
+        return attention_bwd_kept(*args, None)
 
-def attention_bwd(*args: Any) -> list[Tensor]:
-    return _C.attention_bwd(*args, None)
+    def pair_softmax_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return pair_softmax_bwd_kept(*args, None)
 
 
 def isas() -> tuple[str, ...]:

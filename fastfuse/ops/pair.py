@@ -6,10 +6,8 @@ softmax family (CLIP, InfoNCE, SupCon, NT-Xent), for each row and with mode "bot
     loss_i = (1 - s) * (gap_i + log1p(rest_i)) + s * (uniform_gap_i + log1p(rest_i)),   s = label_smoothing
 
 ``reference`` is one of the row's own logits and ``rest`` is relative to it, so that neither a large scale nor a loss
-near zero is rounded away (see PairStatistics). Any backend's backward takes any backend's statistics.
-
-``kept``, (bytes,) uint8: what a forward whose gradient is wanted leaves besides, so that the same backend's backward
-need not multiply a b^T again. At most ``KEPT_BYTES``; (0,) where it would be more, or the backend keeps nothing.
+near zero is rounded away (see PairStatistics). Any backend's backward takes any backend's statistics. A backend may
+keep something more for a backward of its own, which does without where it is missing, as under torch.compile.
 
 sigmoid family (SigLIP): the gradients of the sum come out of the forward sweep; backward scales them.
 
@@ -19,7 +17,7 @@ Double backward and forward-mode AD go through the dense formula.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +26,8 @@ from torch import Tensor
 from fastfuse import reference
 from fastfuse.backends import Problem, select
 from fastfuse.ops.registry import register
-from fastfuse.ops.transforms import needs_formula
+from fastfuse.ops.transforms import is_plain, needs_formula
 from fastfuse.pairing import Pairing, PairStatistics
-
-KEPT_BYTES = 64 << 20  # of products that a forward may keep: float32 up to 4096 x 4096, 16 bits up to 5760 x 5760
 
 _PAIRING = "Tensor row_key, Tensor? col_key, Tensor? row_skip, Tensor? col_skip, bool skip_positives, bool normalize"
 
@@ -56,8 +52,7 @@ def pair_softmax(
         loss = reference.pair_softmax_loss(a, b, scale, pairing, mode, label_smoothing)
         positive, _ = reference.positives_and_hidden(pairing)
         return (loss * _mean_weight(positive.sum(-1), mode, mean_over_positives)).to(scale.dtype)
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (a, b, scale))
-    keep = wanted and not label_smoothing  # whose gradient is a difference everywhere
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (a, b, scale))
     loss, *_ = PairSoftmax.apply(a, b, scale, *pairing, mode, label_smoothing, mean_over_positives, backend, keep)
     return loss
 
@@ -80,26 +75,14 @@ def _select(op: str, a: Tensor, backend: str) -> Any:
     return select(Problem(op, a.device.type, a.dtype), backend)
 
 
-def _kept_bytes(a: Tensor, b: Tensor | None, keep: bool, backend: str) -> int:
-    size = getattr(_select("pair_softmax_fwd", a, backend), "pair_kept_bytes", None)
-    if size is None or not keep:
-        return 0
-    count = size(len(a), len(a if b is None else b), b is None, a.dtype)
-    return count if count <= KEPT_BYTES else 0
-
-
-def _softmax_fwd(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *options, keep, backend = rest
-    kept = a.new_empty(_kept_bytes(a, b, keep, backend), dtype=torch.uint8)
-    extra = {"kept": kept} if kept.numel() else {}
-    return (*_select("pair_softmax_fwd", a, backend).pair_softmax_fwd(a, b, scale, *options, **extra), kept)
+def _softmax_fwd(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *options, backend = rest
+    return _select("pair_softmax_fwd", a, backend).pair_softmax_fwd(a, b, scale, *options)
 
 
 def _softmax_bwd(unit: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *options, kept, needs, backend = rest
-    chosen = _select("pair_softmax_bwd", a, backend)
-    extra = {"kept": kept} if kept.numel() and hasattr(chosen, "pair_kept_bytes") else {}
-    return chosen.pair_softmax_bwd(unit, a, *options, needs, **extra)
+    *options, backend = rest
+    return _select("pair_softmax_bwd", a, backend).pair_softmax_bwd(unit, a, *options)
 
 
 def _sigmoid(a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -110,8 +93,7 @@ def _sigmoid(a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Ten
 def _softmax_fwd_fake(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     N, M = a.shape[0], b.shape[0] if b is not None and rest[6] == "both" else 0
     counts = [a.new_empty((n,), dtype=torch.int32) for n in (N, M)]
-    kept = a.new_empty(_kept_bytes(a, b, *rest[-2:]), dtype=torch.uint8)
-    return scale.new_empty((4, N)), counts[0], scale.new_empty((4, M)), counts[1], kept
+    return scale.new_empty((4, N)), counts[0], scale.new_empty((4, M)), counts[1]
 
 
 def _softmax_bwd_fake(unit: Tensor, a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -127,14 +109,14 @@ def _sigmoid_fake(a: Tensor, b: Tensor, scale: Tensor, bias: Tensor, *rest: Any)
 # needs: which of the gradients of a, b, scale (and bias) are wanted; one that is not comes back with shape (0,).
 # unit, 0-dim: the gradient of the sum of the row losses (and N / M times the column losses); dscale has scale's dtype.
 register(
-    f"pair_softmax_fwd(Tensor a, Tensor? b, Tensor scale, {_PAIRING}, str mode, bool uniform, bool keep, str backend)"
-    " -> (Tensor rows, Tensor row_count, Tensor cols, Tensor col_count, Tensor kept)",
+    f"pair_softmax_fwd(Tensor a, Tensor? b, Tensor scale, {_PAIRING}, str mode, bool uniform, str backend)"
+    " -> (Tensor rows, Tensor row_count, Tensor cols, Tensor col_count)",
     _softmax_fwd,
     _softmax_fwd_fake,
 )
 register(
     f"pair_softmax_bwd(Tensor unit, Tensor a, Tensor? b, Tensor scale, {_PAIRING}, str mode, float label_smoothing, "
-    "Tensor rows, Tensor row_count, Tensor cols, Tensor col_count, Tensor kept, bool[] needs, str backend)"
+    "Tensor rows, Tensor row_count, Tensor cols, Tensor col_count, bool[] needs, str backend)"
     " -> (Tensor da, Tensor db, Tensor dscale)",
     _softmax_bwd,
     _softmax_bwd_fake,
@@ -150,14 +132,40 @@ register(
 # ---- autograd ----
 
 
+def _softmax_fwd_kept(a: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """The op pair_softmax_fwd, and what its backend keeps for the backward, uint8; perhaps nothing."""
+    *options, backend = rest
+    if is_plain(a):
+        chosen = _select("pair_softmax_fwd", a, backend)
+        if hasattr(chosen, "pair_softmax_fwd_kept"):
+            return chosen.pair_softmax_fwd_kept(a, *options)
+    return *torch.ops.fastfuse.pair_softmax_fwd(a, *rest), a.new_empty(0, dtype=torch.uint8)
+
+
+def _softmax_bwd_kept(kept: Tensor, unit: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *options, backend = rest
+    if kept.numel() and is_plain(a):
+        chosen = _select("pair_softmax_bwd", a, backend)
+        if hasattr(chosen, "pair_softmax_bwd_kept"):
+            return chosen.pair_softmax_bwd_kept(unit, a, *options, kept)
+    return torch.ops.fastfuse.pair_softmax_bwd(unit, a, *rest)
+
+
 class PairSoftmax(torch.autograd.Function):
-    """(a, b, scale, *Pairing, mode, label_smoothing, mean_over_positives, backend, keep) -> (loss, *forward)."""
+    """(a, b, scale, *Pairing, mode, label_smoothing, mean_over_positives, backend, keep) -> (loss, *statistics, kept).
+
+    keep: that a gradient is wanted.
+    """
 
     @staticmethod
     def forward(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         *pairing, mode, label_smoothing, mean_over_positives, backend, keep = rest
-        forward = torch.ops.fastfuse.pair_softmax_fwd
-        *statistics, kept = forward(a, b, scale, *pairing, mode, label_smoothing > 0, keep, backend)
+        arguments = (a, b, scale, *pairing, mode, label_smoothing > 0, backend)
+        if keep:
+            *statistics, kept = _softmax_fwd_kept(*arguments)
+        else:
+            statistics = torch.ops.fastfuse.pair_softmax_fwd(*arguments)
+            kept = a.new_empty(0, dtype=torch.uint8)
         rows, cols = PairStatistics(*statistics[:2]), PairStatistics(*statistics[2:])
         loss = _loss_sum(rows, label_smoothing)
         if b is not None and mode == "both":
@@ -174,7 +182,7 @@ class PairSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        a, b, scale, row_key, col_key, row_skip, col_skip, *statistics = ctx.saved_tensors  # and kept
+        a, b, scale, row_key, col_key, row_skip, col_skip, *statistics, kept = ctx.saved_tensors
         skip_positives, normalize, mode, label_smoothing, mean_over_positives, backend = ctx.options
         pairing = Pairing(row_key, col_key, row_skip, col_skip, skip_positives, normalize)
         if dloss is None:
@@ -186,10 +194,10 @@ class PairSoftmax(torch.autograd.Function):
             def loss(a: Tensor, b: Tensor | None, scale: Tensor) -> Tensor:
                 return reference.pair_softmax_loss(a, b, scale, pairing, mode, label_smoothing)
 
-            grads = _formula_grads(loss, unit, (a, b, scale), needs)
+            grads: Sequence[Tensor | None] = _formula_grads(loss, unit, (a, b, scale), needs)
         else:
-            grads = torch.ops.fastfuse.pair_softmax_bwd(
-                unit, a, b, scale, *pairing, mode, label_smoothing, *statistics, needs, backend
+            grads = _softmax_bwd_kept(
+                kept, unit, a, b, scale, *pairing, mode, label_smoothing, *statistics, needs, backend
             )
         return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 11)
 
