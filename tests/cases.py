@@ -204,6 +204,7 @@ ATTENTION_CASES = [
     AttentionCase("gate_zero", gate="zero"),
     AttentionCase("scale", scale=0.05),
     AttentionCase("softcap", softcap=7.0, spread=3.0),
+    AttentionCase("softcap_few", B=4, Sq=2, Sk=530, D=64, softcap=5.0),  # neither side a whole tile
     AttentionCase("softcap_bias_map", softcap=12.0, bias="B H Sq Sk", map="mean"),
     AttentionCase("dropout", Sq=70, Sk=130, dropout_p=0.3, map="mean"),
     AttentionCase("dropout_gqa", H=4, Hk=2, Sq=3, Sk=70, dropout_p=0.1, gate="head", bias="1 1 Sq Sk"),

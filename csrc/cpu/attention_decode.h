@@ -85,7 +85,7 @@ FF_INLINE vf decode_dots(const float* q, const T* const* rows, int64_t stride, i
   return sums_of(sums);
 }
 
-// x[rows][kDecodeKeys] = q k^T for n keys; what follows the last key is -inf. q[rows][ld], zero padded.
+// x[rows][kDecodeKeys] = q k^T for n keys; what follows the last key means nothing. q[rows][ld], zero padded.
 template <class T>
 void decode_scores(const float* q, int64_t ld, int rows, const T* k, int64_t stride, int64_t n, int64_t dim, float* x) {
   for (int64_t j = 0; j < n; j += kLanes) {
@@ -95,11 +95,8 @@ void decode_scores(const float* q, int64_t ld, int rows, const T* k, int64_t str
     for (int r = 0; r < rows; r++) {
       const vf scores =
           r == 0 ? decode_dots<T, true>(q, keys, stride, dim) : decode_dots<T, false>(q + r * ld, keys, stride, dim);
-      store(x + r * kDecodeKeys + j, select((vi)(lane_index() < splat(int32_t(n - j))), scores, splat(-kInf)));
+      store(x + r * kDecodeKeys + j, scores);
     }
-  }
-  for (int64_t j = round_up(n, kLanes); j < kDecodeKeys; j += kLanes) {
-    for (int r = 0; r < rows; r++) store(x + r * kDecodeKeys + j, splat(-kInf));
   }
 }
 
@@ -165,6 +162,7 @@ void decode_rows(const AttentionProblem& p, const ScoreUnits& units, const Query
     if (!units.plain) scale_scores(p, t.rows * kDecodeKeys, x, nullptr, nullptr);
     for (int r = 0; r < t.rows; r++) {
       float* row = x + r * kDecodeKeys;
+      for (int64_t j = n; j < kDecodeKeys; j++) row[j] = -kInf;  // after softcap, which would make it finite
       for (int64_t j = 0; p.lo && j < n; j++) {
         if (key + j < t.lo[r] || key + j >= t.hi[r]) row[j] = -kInf;
       }
