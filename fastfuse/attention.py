@@ -48,8 +48,8 @@ def cross_attention(
     """Attention of queries of one modality over keys and values of another, never causal unless the span says so.
 
     In this order: scale, softcap, bias, span, softmax with the sink, dropout, product with v, tanh(gate). No Sq x Sk
-    matrix exists in forward or backward (but for a dense bias, its gradient, or the "full" and "mean" maps). A query
-    that sees nothing gives out 0, lse -inf (or its sink), map 0 and zero, finite gradients. Gradients are
+    matrix exists in forward or backward (but for a dense bias, its gradient, or the "full" and "mean" maps; on the CPU
+    few queries' weights are kept for the backward where they take no more bytes than k and v). A query that sees nothing gives out 0, lse -inf (or its sink), map 0 and zero, finite gradients. Gradients are
     deterministic.
 
     Args:
