@@ -16,7 +16,7 @@ from torch import Tensor
 from fastfuse import reference, validation
 from fastfuse.backends import check_name
 from fastfuse.ops.attention import Attention, attention_fwd
-from fastfuse.ops.transforms import needs_formula
+from fastfuse.ops.transforms import apply, needs_formula
 from fastfuse.span import KeySpan
 
 
@@ -49,8 +49,8 @@ def cross_attention(
 
     In this order: scale, softcap, bias, span, softmax with the sink, dropout, product with v, tanh(gate). No Sq x Sk
     matrix exists in forward or backward (but for a dense bias, its gradient, or the "full" and "mean" maps; on the CPU
-    few queries' weights are kept for the backward where they take no more bytes than k and v). A query that sees nothing gives out 0, lse -inf (or its sink), map 0 and zero, finite gradients. Gradients are
-    deterministic.
+    few queries' weights are kept for the backward where they take no more bytes than k and v). A query that sees
+    nothing gives out 0, lse -inf (or its sink), map 0 and zero, finite gradients. Gradients are deterministic.
 
     Args:
         q: (B, H, Sq, D), float32, bfloat16 or float16 (float64 on `reference`), any strides.
@@ -101,7 +101,7 @@ def cross_attention(
         backend = "reference"
         out, lse_pair = reference.attention(*tensors, *options)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        out, lse_pair, _ = Attention.apply(*tensors, *options, backend)
+        out, lse_pair, _ = apply(Attention, *tensors, *options, backend)
     else:
         out, lse_pair = attention_fwd(*tensors, *options, backend)
     if out.shape[3] != Dv:

@@ -99,12 +99,13 @@ def _forward_kept(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, 
 
 
 def _backward_kept(kept: Tensor, dout: Tensor, dlse: Tensor | None, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    if not is_plain(q):
+        return torch.ops.fastfuse.attention_bwd(dout, dlse, q, *rest)
     k, v, *options, backend = rest
-    if kept.numel() and is_plain(q):
-        chosen = select(_problem("attention_bwd", q, v.shape[3]), backend)
-        if hasattr(chosen, "attention_bwd_kept"):
-            return chosen.attention_bwd_kept(dout, dlse, q, k, v, *options, kept)
-    return torch.ops.fastfuse.attention_bwd(dout, dlse, q, *rest)
+    chosen = select(_problem("attention_bwd", q, v.shape[3]), backend)
+    if hasattr(chosen, "attention_bwd_kept"):
+        return chosen.attention_bwd_kept(dout, dlse, q, k, v, *options, kept)
+    return chosen.attention_bwd(dout, dlse, q, k, v, *options)
 
 
 class Attention(torch.autograd.Function):

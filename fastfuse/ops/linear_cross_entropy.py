@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastfuse import reference
 from fastfuse.ops.registry import register
-from fastfuse.ops.transforms import needs_formula
+from fastfuse.ops.transforms import apply, needs_formula
 
 CHUNK_BYTES = 64 << 20  # of logits in the dtype of the computation; each chunk goes over all of dweight once
 
@@ -29,7 +29,7 @@ def linear_cross_entropy(
         return _formula(hidden, weight, bias, target, ignore_index, label_smoothing)
     tensors = (hidden, weight, bias)
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
-    return LinearCrossEntropy.apply(*tensors, target, ignore_index, label_smoothing, needs)[0]
+    return apply(LinearCrossEntropy, *tensors, target, ignore_index, label_smoothing, needs)[0]
 
 
 def _formula(

@@ -26,7 +26,7 @@ from torch import Tensor
 from fastfuse import reference
 from fastfuse.backends import Problem, select
 from fastfuse.ops.registry import register
-from fastfuse.ops.transforms import is_plain, needs_formula
+from fastfuse.ops.transforms import apply, is_plain, needs_formula
 from fastfuse.pairing import Pairing, PairStatistics
 
 _PAIRING = "Tensor row_key, Tensor? col_key, Tensor? row_skip, Tensor? col_skip, bool skip_positives, bool normalize"
@@ -53,7 +53,8 @@ def pair_softmax(
         positive, _ = reference.positives_and_hidden(pairing)
         return (loss * _mean_weight(positive.sum(-1), mode, mean_over_positives)).to(scale.dtype)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (a, b, scale))
-    loss, *_ = PairSoftmax.apply(a, b, scale, *pairing, mode, label_smoothing, mean_over_positives, backend, keep)
+    options = (mode, label_smoothing, mean_over_positives, backend, keep)
+    loss, *_ = apply(PairSoftmax, a, b, scale, *pairing, *options)
     return loss
 
 
@@ -64,7 +65,7 @@ def pair_sigmoid(
     if needs_formula():
         return reference.pair_sigmoid_loss(a, b, scale, bias, pairing).to(scale.dtype)
     needs = [torch.is_grad_enabled() and t.requires_grad for t in (a, b, scale, bias)]
-    loss, *_ = PairSigmoid.apply(a, b, scale, bias, *pairing, needs, backend)
+    loss, *_ = apply(PairSigmoid, a, b, scale, bias, *pairing, needs, backend)
     return loss
 
 
@@ -144,7 +145,7 @@ def _softmax_fwd_kept(a: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 def _softmax_bwd_kept(kept: Tensor, unit: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *options, backend = rest
-    if kept.numel() and is_plain(a):
+    if is_plain(a):
         chosen = _select("pair_softmax_bwd", a, backend)
         if hasattr(chosen, "pair_softmax_bwd_kept"):
             return chosen.pair_softmax_bwd_kept(unit, a, *options, kept)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._C import _functorch, _len_torch_dispatch_stack
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -31,3 +34,10 @@ def is_plain(tensor: Tensor) -> bool:
         and _len_torch_dispatch_stack() == 0
         and _functorch.get_interpreter_stack() is None
     )
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)`; where nobody watches, without its inspect.signature, slower than a small kernel."""
+    if is_plain(args[0]):
+        return super(torch.autograd.Function, function).apply(*unwrap_dead_wrappers(args))  # type: ignore[misc]
+    return function.apply(*args)
