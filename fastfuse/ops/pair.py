@@ -133,10 +133,10 @@ register(
 # ---- autograd ----
 
 
-def _softmax_fwd_kept(a: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _softmax_fwd_kept(keep: bool, a: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """The op pair_softmax_fwd, and what its backend keeps for the backward, uint8; perhaps nothing."""
     *options, backend = rest
-    if is_plain(a):
+    if keep and is_plain(a):
         chosen = _select("pair_softmax_fwd", a, backend)
         if hasattr(chosen, "pair_softmax_fwd_kept"):
             return chosen.pair_softmax_fwd_kept(a, *options)
@@ -161,12 +161,7 @@ class PairSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         *pairing, mode, label_smoothing, mean_over_positives, backend, keep = rest
-        arguments = (a, b, scale, *pairing, mode, label_smoothing > 0, backend)
-        if keep:
-            *statistics, kept = _softmax_fwd_kept(*arguments)
-        else:
-            statistics = torch.ops.fastfuse.pair_softmax_fwd(*arguments)
-            kept = a.new_empty(0, dtype=torch.uint8)
+        *statistics, kept = _softmax_fwd_kept(keep, a, b, scale, *pairing, mode, label_smoothing > 0, backend)
         rows, cols = PairStatistics(*statistics[:2]), PairStatistics(*statistics[2:])
         loss = _loss_sum(rows, label_smoothing)
         if b is not None and mode == "both":
