@@ -9,10 +9,9 @@
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
-struct AmxEngine {
+struct AmxEngine : PairedWeights<128> {
   using Element = bf16;
   using Packed = bf16;
-  static constexpr int64_t kTileK = 128;
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
   static constexpr bool kRoundsResults = false;
@@ -75,14 +74,6 @@ struct AmxEngine {
   static void lanes_product(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float* c,
                             int64_t ldc, bool accumulate) {
     amx::gemm(n, d, m, a, weights_ld(lanes), b, natural_ld(d), c, ldc, accumulate);
-  }
-
-  static int64_t weights_scratch() { return 2 * kTileK * kTileQ; }
-  template <bool kByKeys, bool kByLanes>
-  using Weights = PairWeights<kByKeys, kByLanes>;
-  template <bool kByKeys, bool kByLanes>
-  static Weights<kByKeys, kByLanes> weights(float*, int64_t lanes, bf16* scratch) {
-    return {scratch, scratch + kTileK * kTileQ, lanes};
   }
 };
 

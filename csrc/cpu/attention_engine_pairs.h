@@ -10,10 +10,9 @@
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
-struct PairEngine : RowSum {
+struct PairEngine : RowSum, PairedWeights<64> {
   using Element = bf16;
   using Packed = bf16;
-  static constexpr int64_t kTileK = 64;
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
   static constexpr bool kRoundsResults = true;
@@ -74,14 +73,6 @@ struct PairEngine : RowSum {
                            bf16* dst) {
     gemm_to<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d),
                              Rounded<bf16>{dst, d, factor});
-  }
-
-  static int64_t weights_scratch() { return 2 * kTileK * kTileQ; }
-  template <bool kByKeys, bool kByLanes>
-  using Weights = PairWeights<kByKeys, kByLanes>;
-  template <bool kByKeys, bool kByLanes>
-  static Weights<kByKeys, kByLanes> weights(float*, int64_t lanes, bf16* scratch) {
-    return {scratch, scratch + kTileK * kTileQ, lanes};
   }
 };
 

@@ -4,6 +4,7 @@
 
 #if defined(__AVX512BF16__)
 
+#include "cpu/attention_engine.h"
 #include "cpu/pack_pairs.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
@@ -47,6 +48,19 @@ struct PairWeights {
         for (int64_t lane = 0; lane < ld; lane += kLanes) store_as(rows + row * ld + lane, vf{});
       }
     }
+  }
+};
+
+// The part of an engine that writes such weights, for tiles of kKeys keys.
+template <int64_t kKeys>
+struct PairedWeights {
+  static constexpr int64_t kTileK = kKeys;
+  static int64_t weights_scratch() { return 2 * kTileK * kTileQ; }
+  template <bool kByKeys, bool kByLanes>
+  using Weights = PairWeights<kByKeys, kByLanes>;
+  template <bool kByKeys, bool kByLanes>
+  static Weights<kByKeys, kByLanes> weights(float*, int64_t lanes, bf16* scratch) {
+    return {scratch, scratch + kTileK * kTileQ, lanes};
   }
 };
 
