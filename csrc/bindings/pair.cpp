@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/features.h"
+#include "bindings/kept.h"
 
 namespace fastfuse {
 namespace {
@@ -99,7 +100,7 @@ auto softmax_fwd(const Tensor& a, const OptionalTensor& b, const Tensor& scale, 
   const Tensor cols = at::zeros({4, m}, floats), col_count = at::zeros({m}, ints);
   // Label smoothing's gradient is a difference everywhere: nothing could be kept of it.
   const int64_t bytes = kKeep && !uniform && !pairs.empty() ? cpu::pair_kept_bytes(pairs.problem) : 0;
-  const Tensor kept = new_tensor({bytes}, pairs.a.options().dtype(at::kByte));
+  const Tensor kept = kept_memory(bytes);
   if (!pairs.empty()) {
     PairSoftmaxFwd p{
         pairs.problem, statistics_of(rows, row_count, n, "rows"), {}, uniform, bytes ? kept.data_ptr() : nullptr};

@@ -244,7 +244,7 @@ struct BackwardTask {
     if (p.kept) {
       const int64_t place = kept.at(t->row / stack_rows, i, t->lanes, key);
       const Stream soon = stream_of(kept.tile(place + lanes), lanes);
-      i > 0 ? find_dp(Alone{})
+      i > 0 ? find_dp(Ahead<1>{{soon}})
             : find_dp(Ahead<5>{{soon, reads.streams[0], reads.streams[1], writes.streams[0], writes.streams[1]}});
       tile.take_kept(Engine::template weights<true, false>(nullptr, lanes, kept.tile(place)), kept.references + place,
                      lanes);

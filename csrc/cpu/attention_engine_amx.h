@@ -16,6 +16,7 @@ struct AmxEngine : PairedWeights<128> {
   static constexpr bool kShortExp = true;
   static constexpr bool kRoundsResults = false;
   static constexpr int kLaneGrain = kLanes;
+  static constexpr int64_t kKeptLimit = 0;  // the product is faster than its weights' way through memory
 
   using Session = amx::Session;
 

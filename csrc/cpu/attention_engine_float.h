@@ -15,6 +15,7 @@ struct FloatEngine : RowSum {
   static constexpr bool kShortExp = false;
   static constexpr bool kRoundsResults = true;
   static constexpr int kLaneGrain = kGrain;
+  static constexpr int64_t kKeptLimit = kKeptBytes;
   static constexpr int64_t kScoreTerms = 64;  // products summed at once: softmax multiplies the error of large scores
 
   struct Session {};

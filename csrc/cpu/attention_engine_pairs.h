@@ -17,6 +17,7 @@ struct PairEngine : RowSum, PairedWeights<64> {
   static constexpr bool kShortExp = true;
   static constexpr bool kRoundsResults = true;
   static constexpr int kLaneGrain = kGrain;
+  static constexpr int64_t kKeptLimit = kKeptBytes;
 
   struct Session {};
 

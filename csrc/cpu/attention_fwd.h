@@ -46,7 +46,7 @@ int64_t kept_bytes(const AttentionProblem& p) {
   const int64_t bytes = KeptWeights<Engine>(p, nullptr).bytes();
   const int64_t keys_values =
       p.batch * p.kv_heads * p.seq_k * (p.dim + p.dim_v) * int64_t(sizeof(typename Engine::Element));
-  return bytes <= keys_values ? bytes : 0;
+  return bytes <= max_of(keys_values, Engine::kKeptLimit) ? bytes : 0;
 }
 
 template <class Engine>

@@ -1,10 +1,11 @@
-// What a forward with few queries leaves to its backward: the weights exp(s - m) that multiplied V, in the layout of that
-// product, and the references m that they were taken from. The backward then has
+// What a forward leaves to its backward: the weights exp(s - m) that multiplied V, in the layout of that product, and the
+// references m that they were taken from. The backward then has
 //
 //     P = exp(s - lse) = kept exp(m - lse)      one factor for each query and tile of keys
 //
-// instead of a product and its exponentials. Kept where that is no more memory than K and V, which autograd keeps anyway.
-// A tile's place is [kTileK][lanes], tiles of one (batch, key head) by query tile, then by keys:
+// instead of a product and its exponentials. Kept where that is no more memory than K and V, which autograd keeps anyway,
+// or than the engine's kKeptLimit. A tile's place is [kTileK][lanes], tiles of one (batch, key head) by query tile, then
+// by keys:
 //
 //     weights  [B * Hk][Sq tiles][Sk tiles][kTileK][lanes]     elements of Engine::Packed
 //     m        [B * Hk][Sq tiles][Sk tiles][lanes]             float, in units of x, see attention_scores.h

@@ -8,6 +8,7 @@
 #include "cpu/arena.h"
 #include "cpu/attention_engine.h"
 #include "fastfuse/attention.h"
+#include "fastfuse/cpu.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 

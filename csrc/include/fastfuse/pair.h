@@ -68,10 +68,7 @@ struct PairSigmoid : PairProblem {
 
 namespace cpu {
 
-constexpr int64_t kKeptBytes = 64 << 20;  // float32 up to 4096 x 4096, 16 bits up to 5760 x 5760
-
-// Bytes that a forward may leave for the backward, which then need not multiply again: see pair_kept.h. At most
-// kKeptBytes; 0 where it would be more.
+// Bytes that a forward may leave to its backward, see pair_kept.h; 0 where they would be more than kKeptBytes.
 int64_t pair_kept_bytes(const PairProblem& problem);
 
 void pair_softmax_fwd(const PairSoftmaxFwd& params, const ThreadPool& pool);
