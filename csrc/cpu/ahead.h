@@ -1,4 +1,5 @@
-// What a product of gemm.h does beside its arithmetic in step p of a block of rows: nothing, Alone, or Ahead.
+// What a product of gemm.h does beside its arithmetic in step p of a block of rows: nothing, Alone, or Ahead or
+// AheadLines.
 #pragma once
 
 #include "cpu/simd.h"
@@ -34,9 +35,22 @@ struct Ahead {
   FF_INLINE Ahead skip_rows(int64_t rows) const { return skip(rows, 0); }
 };
 
+// The same for contiguous rows: in step p the p-th line from a block's own rows on.
+struct AheadLines {
+  const char* data;
+  int64_t row;  // bytes
+
+  FF_INLINE void step(int64_t p) const { __builtin_prefetch(data + p * 64); }
+  FF_INLINE AheadLines skip_rows(int64_t rows) const { return {data + rows * row, row}; }
+};
+
 template <class T>
 FF_INLINE Stream stream_of(const T* data, int64_t stride) {
   return {(const char*)data, stride * int64_t(sizeof(T))};
+}
+template <class T>
+FF_INLINE AheadLines lines_of(const T* data, int64_t row) {
+  return {(const char*)data, row * int64_t(sizeof(T))};
 }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -197,21 +197,15 @@ struct BackwardTask {
   }
 
   // The tile of keys after the one at `key`, or the first one of the next head.
-  Ahead<2> next_keys(int64_t key) const {
+  struct KeyStreams {
+    Stream k, v;
+  };
+  KeyStreams next_keys(int64_t key) const {
     const int64_t pair = t->batch * p.kv_heads + t->head[0] / (p.heads / p.kv_heads), soon = key + Engine::kTileK;
     const bool more = soon < p.seq_k;
     const int64_t next = more ? pair : min_of(pair + 1, p.batch * p.kv_heads - 1), row = more ? soon : 0;
-    return {{stream_of(row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, row), p.k.stride[2]),
-             stream_of(row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, row), p.v.stride[2])}};
-  }
-
-  // Rows of dK and dV of the keys from `key` on; where one is not wanted, memory that is in cache.
-  Ahead<2> results(int64_t key) const {
-    const int64_t row = (t->batch * p.kv_heads + t->head[0] / (p.heads / p.kv_heads)) * p.seq_k + key;
-    const auto rows = [&](void* result, int64_t dim) {
-      return result ? stream_of(static_cast<T*>(result) + row * dim, dim) : stream_of(tile.scores, 0);
-    };
-    return {{rows(p.dk, p.dim), rows(p.dv, p.dim_v)}};
+    return {stream_of(row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, row), p.k.stride[2]),
+            stream_of(row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, row), p.v.stride[2])};
   }
 
   void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, const KeyGradient<Engine>& dk_block,
@@ -231,7 +225,7 @@ struct BackwardTask {
       bias = shared.bias + shared.offset(i, key_tile) + skipped * lanes;
       bias_sums = shared.sums + shared.offset(i, key_tile) + skipped * lanes;
     }
-    const Ahead<2> reads = next_keys(key), writes = results(keys.begin);
+    const auto [next_k, next_v] = next_keys(key);
     const auto find_scores = [&](const auto& beside) {
       Engine::scores_product(n, width, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores,
                              tile.rest, beside);
@@ -244,14 +238,13 @@ struct BackwardTask {
     if (p.kept) {
       const int64_t place = kept.at(t->row / stack_rows, i, t->lanes, key);
       const Stream soon = stream_of(kept.tile(place + lanes), lanes);
-      i > 0 ? find_dp(Ahead<1>{{soon}})
-            : find_dp(Ahead<5>{{soon, reads.streams[0], reads.streams[1], writes.streams[0], writes.streams[1]}});
+      i > 0 ? find_dp(Ahead<1>{{soon}}) : find_dp(Ahead<3>{{soon, next_k, next_v}});
       tile.take_kept(Engine::template weights<true, false>(nullptr, lanes, kept.tile(place)), kept.references + place,
                      lanes);
       tile.template find_gradients<From::kKept>(*t, keys, p_weights, ds_weights, bias_sums);
     } else {
-      i > 0 ? find_scores(Alone{}) : find_scores(reads);
-      i > 0 ? find_dp(Alone{}) : find_dp(writes);
+      i > 0 ? find_scores(Alone{}) : find_scores(Ahead<1>{{next_k}});
+      i > 0 ? find_dp(Alone{}) : find_dp(Ahead<1>{{next_v}});
       tile.template find_gradients<From::kScores>(*t, keys, p_weights, ds_weights, bias_sums);
     }
 

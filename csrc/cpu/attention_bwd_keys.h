@@ -39,10 +39,12 @@ class KeyGradient {
     if (!result_) return;
     if constexpr (Engine::kRoundsResults) {
       if (at_once_) {
-        return Engine::lanes_result(n, dim_, m, weights, lanes, queries, factor_, result_ + row * dim_);
+        return Engine::lanes_result(n, dim_, m, weights, lanes, queries, factor_, result_ + row * dim_,
+                                    lines_of(result_ + (row + Engine::kTileK) * dim_, dim_));
       }
     }
-    Engine::lanes_product(n, dim_, m, weights, lanes, queries, sums_ + row * ld_, ld_, accumulate);
+    Engine::lanes_product(n, dim_, m, weights, lanes, queries, sums_ + row * ld_, ld_, accumulate,
+                          lines_of(sums_ + (row + Engine::kTileK) * ld_, ld_));
   }
 
   void finish(int64_t rows) const {

@@ -73,7 +73,7 @@ struct AmxEngine : PairedWeights<128> {
     transpose(sum, lanes, d, rows, dst, d);
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float* c,
-                            int64_t ldc, bool accumulate) {
+                            int64_t ldc, bool accumulate, const AheadLines&) {
     amx::gemm(n, d, m, a, weights_ld(lanes), b, natural_ld(d), c, ldc, accumulate);
   }
 };

@@ -73,12 +73,12 @@ struct FloatEngine : RowSum {
     gemm<true>(rows, d, n, weights, lanes, b.data, b.ld, sum, ld(d), accumulate, beside);
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float* c,
-                            int64_t ldc, bool accumulate) {
-    gemm<false>(n, d, m, a, lanes, b, natural_ld(d), c, ldc, accumulate);
+                            int64_t ldc, bool accumulate, const AheadLines& beside) {
+    gemm<false>(n, d, m, a, lanes, b, natural_ld(d), c, ldc, accumulate, beside);
   }
   static void lanes_result(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float factor,
-                           T* dst) {
-    gemm_to<false>(n, d, m, a, lanes, b, natural_ld(d), Rounded<T>{dst, d, factor});
+                           T* dst, const AheadLines& beside) {
+    gemm_to<false>(n, d, m, a, lanes, b, natural_ld(d), Rounded<T>{dst, d, factor}, beside);
   }
 
   // Weights overwrite the float tile that they were computed from, unless they are wanted elsewhere.

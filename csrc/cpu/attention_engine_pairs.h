@@ -66,14 +66,14 @@ struct PairEngine : RowSum, PairedWeights<64> {
                          accumulate, beside);
   }
   static void lanes_product(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float* c,
-                            int64_t ldc, bool accumulate) {
+                            int64_t ldc, bool accumulate, const AheadLines& beside) {
     gemm<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d), c, ldc,
-                          accumulate);
+                          accumulate, beside);
   }
   static void lanes_result(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float factor,
-                           bf16* dst) {
+                           bf16* dst, const AheadLines& beside) {
     gemm_to<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d),
-                             Rounded<bf16>{dst, d, factor});
+                             Rounded<bf16>{dst, d, factor}, beside);
   }
 };
 
