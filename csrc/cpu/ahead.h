@@ -18,6 +18,7 @@ struct Alone {
 struct Stream {
   const char* data;
   int64_t stride;  // bytes
+  int64_t pace;    // bytes that a row of the product moves it on
 };
 
 template <int N>
@@ -29,7 +30,7 @@ struct Ahead {
   }
   FF_INLINE Ahead skip(int64_t rows, int64_t bytes) const {
     Ahead moved = *this;
-    for (Stream& s : moved.streams) s.data += rows * s.stride + bytes;
+    for (Stream& s : moved.streams) s.data += rows * s.pace + bytes;
     return moved;
   }
   FF_INLINE Ahead skip_rows(int64_t rows) const { return skip(rows, 0); }
@@ -41,12 +42,14 @@ struct AheadLines {
   int64_t row;  // bytes
 
   FF_INLINE void step(int64_t p) const { __builtin_prefetch(data + p * 64); }
-  FF_INLINE AheadLines skip_rows(int64_t rows) const { return {data + rows * row, row}; }
+  FF_INLINE AheadLines skip(int64_t rows, int64_t bytes) const { return {data + rows * row + bytes, row}; }
+  FF_INLINE AheadLines skip_rows(int64_t rows) const { return skip(rows, 0); }
 };
 
+// pace: in rows of the stream
 template <class T>
-FF_INLINE Stream stream_of(const T* data, int64_t stride) {
-  return {(const char*)data, stride * int64_t(sizeof(T))};
+FF_INLINE Stream stream_of(const T* data, int64_t stride, int64_t pace = 1) {
+  return {(const char*)data, stride * int64_t(sizeof(T)), pace * stride * int64_t(sizeof(T))};
 }
 template <class T>
 FF_INLINE AheadLines lines_of(const T* data, int64_t row) {

@@ -107,7 +107,7 @@ inline Ahead<2> bias_ahead(const AttentionProblem& p, const QueryTile& t, int64_
   const int64_t *s = p.bias_stride, size = p.bias_dtype == DType::kFloat32 ? 4 : p.bias_dtype == DType::kBool ? 1 : 2;
   const char* data =
       static_cast<const char*>(p.bias) + (t.batch * s[0] + t.head[0] * s[1] + t.query[0] * s[2] + begin * s[3]) * size;
-  return {{{data, s[2] * size}, {data + 256, s[2] * size}}};
+  return {{stream_of(data, s[2] * size), stream_of(data + 256, s[2] * size)}};
 }
 
 // The same for the first tile, which has none before.

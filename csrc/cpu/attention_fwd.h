@@ -189,8 +189,7 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     const int64_t next = more ? head : min_of(head + 1, p.batch * p.kv_heads - 1), soon = more ? last : 0;
     const T *next_k = row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, soon),
             *next_v = row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, soon);
-    const T* coming_v = Engine::kPacksKeys ? next_v : row_of<T>(p.v, batch, kv_head, key);
-    Ahead<3> ahead = {{stream_of(next_k, p.k.stride[2]), stream_of(coming_v, p.v.stride[2]), stream_of(scores, 0)}};
+    Ahead<2> ahead = {{stream_of(next_k, p.k.stride[2]), stream_of(scores, 0)}};
     bool first = true;
     for (int64_t i = 0; i < tiles; i++) {
       const QueryTile& t = work[i].tile;
@@ -201,9 +200,8 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
         Engine::scores_product(n, width, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, beside);
       };
       const int64_t place = kept.at(head, first_tile + i, t.lanes, key);
-      if (p.kept) ahead.streams[2] = stream_of(kept.tile(place), t.lanes);
+      if (p.kept) ahead.streams[1] = stream_of(kept.tile(place), t.lanes);
       first ? find_products(ahead) : find_products(Alone{});
-      first = false;
       finish_scores(p, units, t, keys, scores, rest);
       if (keep) dropout_tile(p, t, keys.begin, n, keep);
       const auto weights =
@@ -215,7 +213,14 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
         Engine::sum_product(t.rows, t.lanes, p.dim_v, n, weights.by_keys(), Engine::skip_sum(v, skipped), work[i].out,
                             work[i].started, beside);
       };
-      p.bias ? add_values(bias_ahead(p, work[(i + 1) % tiles].tile, i + 1 < tiles ? key : last)) : add_values(Alone{});
+      const Stream values = stream_of(next_v, p.v.stride[2], max_of<int64_t>(Engine::kTileK / t.rows, 1));
+      if (p.bias) {
+        const auto [now, then] = bias_ahead(p, work[(i + 1) % tiles].tile, i + 1 < tiles ? key : last).streams;
+        first ? add_values(Ahead<3>{{now, then, values}}) : add_values(Ahead<2>{{now, then}});
+      } else {
+        first ? add_values(Ahead<1>{{values}}) : add_values(Alone{});
+      }
+      first = false;
       work[i].started = true;
     }
   }

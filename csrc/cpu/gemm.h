@@ -171,14 +171,15 @@ void gemm_to(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
     const int w = int(vectors / panels + (panel < vectors % panels));  // 5 = 3 + 2, not 4 + 1
     const float* bj = b + j * kLanes;
     const To to_j = to.skip(0, j * kLanes);
+    const Beside beside_j = beside.skip(0, j * kLanes * int64_t(sizeof(float)));
     const auto columns = [&](auto width) {
       constexpr int W = decltype(width)::value;
       if constexpr (W <= kPanelVectors) {
         if constexpr (kColumns < kLanes) {
           if (half && panel + 1 == panels)
-            return gemm_panel<Term, W - 1, true, kTransA>(m, k, a, lda, bj, ldb, to_j, beside);
+            return gemm_panel<Term, W - 1, true, kTransA>(m, k, a, lda, bj, ldb, to_j, beside_j);
         }
-        gemm_panel<Term, W, false, kTransA>(m, k, a, lda, bj, ldb, to_j, beside);
+        gemm_panel<Term, W, false, kTransA>(m, k, a, lda, bj, ldb, to_j, beside_j);
       }
     };
     switch (w) {
