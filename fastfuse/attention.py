@@ -49,8 +49,8 @@ def cross_attention(
 
     In this order: scale, softcap, bias, span, softmax with the sink, dropout, product with v, tanh(gate). No Sq x Sk
     matrix exists in forward or backward (but for a dense bias, its gradient, or the "full" and "mean" maps; on the CPU
-    few queries' weights are kept for the backward where they take no more bytes than k and v). A query that sees
-    nothing gives out 0, lse -inf (or its sink), map 0 and zero, finite gradients. Gradients are deterministic.
+    the weights are kept for the backward where they take at most 72 MiB, or no more bytes than k and v). A query that
+    sees nothing gives out 0, lse -inf (or its sink), map 0 and zero, finite gradients. Gradients are deterministic.
 
     Args:
         q: (B, H, Sq, D), float32, bfloat16 or float16 (float64 on `reference`), any strides.

@@ -1,7 +1,7 @@
 """Contrastive losses over all pairs of two feature matrices; no N x M tensor in forward or backward.
 
-One exception, on the CPU: where the products of all pairs fit into 64 MiB (float32 up to 4096 x 4096, 16-bit features
-up to 5760 x 5760), a softmax loss whose gradient is wanted keeps them from forward to backward, which then takes about
+One exception, on the CPU: where the products of all pairs fit into 72 MiB (float32 up to 4224 x 4224, 16-bit features
+up to 6016 x 6016), a softmax loss whose gradient is wanted keeps them from forward to backward, which then takes about
 2/3 of its time. Larger problems keep nothing; SigLIP never does.
 
 x_ij = logit_scale * a_i . b_j, features L2-normalised inside. Statistics and losses are float32 (float64 for float64

@@ -41,8 +41,6 @@ template <class Engine>
 int64_t kept_bytes(const AttentionProblem& p) {
   const bool whole = p.softcap == 0 && p.dropout_p == 0;  // P is all that the backward needs of the scores
   if (!whole || streams_keys<Engine>(p) || keeps_rest<Engine>(p)) return 0;
-  // In float32 memory bounds fewer rows, and reading weights takes as long as the product.
-  if (sizeof(typename Engine::Element) == 4 && Stack(p).rows < 48) return 0;
   const int64_t bytes = KeptWeights<Engine>(p, nullptr).bytes();
   const int64_t keys_values =
       p.batch * p.kv_heads * p.seq_k * (p.dim + p.dim_v) * int64_t(sizeof(typename Engine::Element));

@@ -34,8 +34,8 @@ void parallel_for(const ThreadPool& pool, int64_t count, void (*task)(void* cont
 // Arena).
 void* thread_scratch(size_t bytes);
 
-// What a forward leaves at most to its backward, which then need not multiply again: 64 MiB of products or weights, and
-// what goes with them.
+// What a forward leaves at most to its backward, which then need not multiply again. More than 64 MiB, so that those of
+// 4096 x 4096 floats fit with what goes with them.
 constexpr int64_t kKeptBytes = 72 << 20;
 
 // Asks for huge pages under memory that was just allocated, where it is large: the first touch of 14 MiB takes 0.3 ms
