@@ -68,19 +68,6 @@ def test_nothing_is_kept_beyond_the_budget(platform: Platform, dtype: torch.dtyp
     assert kept.numel() == 0
 
 
-def test_memory_given_back_serves_again() -> None:
-    rows = torch.randn(1, 16, 512, 16)  # 16 MiB of weights
-    problem, backend = (rows, rows, rows, *[None] * 5), load("cpu")
-    first = _forward(backend, problem)[2]
-    second = _forward(backend, problem)[2]
-    places = {first.data_ptr(), second.data_ptr()}
-    assert len(places) == 2
-    assert torch.equal(first, second)
-    del first, second
-    third = _forward(backend, problem)[2]
-    assert third.data_ptr() in places
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 def test_what_another_instruction_set_left_is_not_read(dtype: torch.dtype) -> None:
     sets = [platform for platform, served in KEEPING if platform.isa is not None and served == dtype]

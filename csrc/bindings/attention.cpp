@@ -10,7 +10,6 @@
 #include <tuple>
 #include <vector>
 
-#include "bindings/kept.h"
 #include "bindings/runtime.h"
 
 namespace fastfuse {
@@ -144,7 +143,7 @@ auto attention_fwd(const Tensor& q_, const Tensor& k_, const Tensor& v_, const O
   p.out = out.data_ptr();
   p.lse = lse_pair.data_ptr<float>();
   if constexpr (kKeep) {
-    Tensor kept = kept_memory(cpu::attention_kept_bytes(p));
+    Tensor kept = new_tensor({cpu::attention_kept_bytes(p)}, at::kByte);
     if (kept.numel()) p.kept = kept.data_ptr();
     cpu::attention_fwd(p);
     return std::tuple{out, lse_pair, kept};

@@ -34,6 +34,8 @@ PYBIND11_MODULE(_C, m) {
         if (!cpu::set_isa(name.c_str())) throw py::value_error("set_cpu_isa: \"" + name + "\" is not available here");
       },
       "Caps the instruction set: one of cpu_isas(), or \"auto\".");
+  m.def("empty_cache", &cpu::empty_cache,
+        "Gives the memory that calls have left for the next ones back to the system.");
   register_attention(m);
   register_pair(m);
   register_retrieval(m);

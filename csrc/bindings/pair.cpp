@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "bindings/features.h"
-#include "bindings/kept.h"
 
 namespace fastfuse {
 namespace {
@@ -100,7 +99,7 @@ auto softmax_fwd(const Tensor& a, const OptionalTensor& b, const Tensor& scale, 
   const Tensor cols = at::zeros({4, m}, floats), col_count = at::zeros({m}, ints);
   // Label smoothing's gradient is a difference everywhere: nothing could be kept of it.
   const int64_t bytes = kKeep && !uniform && !pairs.empty() ? cpu::pair_kept_bytes(pairs.problem) : 0;
-  const Tensor kept = kept_memory(bytes);
+  const Tensor kept = new_tensor({bytes}, at::kByte);
   if (!pairs.empty()) {
     PairSoftmaxFwd p{
         pairs.problem, statistics_of(rows, row_count, n, "rows"), {}, uniform, bytes ? kept.data_ptr() : nullptr};

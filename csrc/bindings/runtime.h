@@ -18,12 +18,8 @@ inline cpu::ThreadPool torch_threads() {
   return {run, at::in_parallel_region() ? 1 : at::get_num_threads()};
 }
 
-// An uninitialised result.
-inline at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const at::Tensor t = at::empty(sizes, options);
-  cpu::prefer_huge_pages(t.data_ptr(), t.nbytes());
-  return t;
-}
+// Uninitialised, in memory of cpu::acquire where it is large.
+at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 inline DType dtype_of(const at::Tensor& t, const char* name) {
   switch (t.scalar_type()) {

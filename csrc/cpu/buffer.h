@@ -11,24 +11,29 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t count, bool zeroed = false) {
-    const size_t bytes = size_t(count) * sizeof(T) + 64;
-    data_ = static_cast<T*>(zeroed ? __builtin_calloc(bytes, 1) : __builtin_malloc(bytes));
+  explicit Buffer(int64_t count, bool zeroed = false) : bytes_(size_t(count) * sizeof(T) + kAlign) {
+    data_ = static_cast<char*>(acquire(bytes_));
     if (!data_) __builtin_trap();
-    prefer_huge_pages(data_, bytes);
+    if (zeroed) __builtin_memset(data_, 0, bytes_);
   }
-  Buffer(Buffer&& other) : data_(other.data_) { other.data_ = nullptr; }
+  Buffer(Buffer&& other) : data_(other.data_), bytes_(other.bytes_) { other.data_ = nullptr; }
   Buffer& operator=(Buffer&& other) {
-    T* data = data_;
+    char* const data = data_;
+    const size_t bytes = bytes_;
     data_ = other.data_;
+    bytes_ = other.bytes_;
     other.data_ = data;
+    other.bytes_ = bytes;
     return *this;
   }
-  ~Buffer() { __builtin_free(data_); }
-  T* get() const { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(data_) + 63) & ~uintptr_t(63)); }
+  ~Buffer() { release(data_, bytes_); }
+  T* get() const { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(data_) + kAlign - 1) & ~(kAlign - 1)); }
 
  private:
-  T* data_ = nullptr;
+  static constexpr uintptr_t kAlign = 64;
+
+  char* data_ = nullptr;
+  size_t bytes_ = 0;
 };
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

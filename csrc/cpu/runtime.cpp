@@ -7,7 +7,6 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -163,16 +162,6 @@ void* thread_scratch(size_t bytes) {
     if (!scratch.memory) std::abort();
   }
   return scratch.memory;
-}
-
-void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 4096, kHugePage = 2 << 20;
-  if (bytes < kHugePage) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(memory) & ~(kPage - 1),
-                  end = (reinterpret_cast<uintptr_t>(memory) + bytes + kPage - 1) & ~(kPage - 1);
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
 }
 
 }  // namespace fastfuse::cpu

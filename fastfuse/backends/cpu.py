@@ -75,3 +75,8 @@ def set_isa(name: str) -> None:
     if name not in isas():
         raise ValueError(f"name: expected one of {', '.join(isas())} on this machine, got {name!r}")
     _C.set_cpu_isa(name)
+
+
+def empty_cache() -> None:
+    """Gives back the memory, at most 128 MiB, that freed results and scratch have left for later calls."""
+    _C.empty_cache()

@@ -38,8 +38,13 @@ void* thread_scratch(size_t bytes);
 // 4096 x 4096 floats fit with what goes with them.
 constexpr int64_t kKeptBytes = 72 << 20;
 
-// Asks for huge pages under memory that was just allocated, where it is large: the first touch of 14 MiB takes 0.3 ms
-// with them and 4.5 ms, a page fault every 4 KiB, without.
-void prefer_huge_pages(void* memory, size_t bytes);
+// Uninitialised memory of a call or of a result, null if there is none; release takes the size that acquire had. Of large
+// blocks up to kSpareBytes stay for later calls: malloc, which trims its heap when a block of 64 KiB is freed, gives them
+// back to the system, and new pages take as long to come as many kernels to run.
+constexpr size_t kLargeBytes = 64 << 10;
+constexpr size_t kSpareBytes = 128 << 20;
+void* acquire(size_t bytes);
+void release(void* memory, size_t bytes);
+void empty_cache();  // gives all spare blocks back
 
 }  // namespace fastfuse::cpu
