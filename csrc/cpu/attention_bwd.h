@@ -36,6 +36,7 @@ struct BackwardTask {
   const int64_t stack_rows;
   const KeptWeights<Engine> kept;
   int64_t part;
+  int64_t next_pair;  // that is worked on after this one
 
   QueryTile* t;
   int64_t packed = -1;  // the query tile that *t and the packed queries are of, counted over all pairs
@@ -104,6 +105,7 @@ struct BackwardTask {
 
   void run(int64_t batch, int64_t kv_head) {
     const int64_t pair = batch * p.kv_heads + kv_head;
+    next_pair = pair_after(batch, kv_head);
     if (plan.parts > 1) dq = plan.partial_dq + (part * p.batch * p.kv_heads + pair) * plan.tiles * plan.dq_tile;
     compute_delta(batch, kv_head);
     __builtin_memset(dq_started, 0, plan.tiles);
@@ -196,16 +198,31 @@ struct BackwardTask {
     tile.load_lanes(*t, delta + t->row % stack_rows);
   }
 
-  // The tile of keys after the one at `key`, or the first one of the next head.
-  struct KeyStreams {
+  // In this task, or the first of the next one.
+  int64_t pair_after(int64_t batch, int64_t kv_head) const {
+    if (++kv_head % plan.kv_heads == 0) {
+      kv_head -= plan.kv_heads;
+      if (++batch % plan.batches == 0) {
+        batch -= plan.batches;
+        kv_head += plan.kv_heads;
+        if (kv_head == p.kv_heads) batch = min_of(batch + plan.batches, p.batch - 1), kv_head = 0;
+      }
+    }
+    return batch * p.kv_heads + kv_head;
+  }
+
+  // The tile of keys after the one at `key`.
+  struct NextKeys {
     Stream k, v;
+    int64_t rows;  // how far on, in rows of all pairs
   };
-  KeyStreams next_keys(int64_t key) const {
-    const int64_t pair = t->batch * p.kv_heads + t->head[0] / (p.heads / p.kv_heads), soon = key + Engine::kTileK;
+  NextKeys next_keys(int64_t key) const {
+    const int64_t pair = t->row / stack_rows, soon = key + Engine::kTileK;
     const bool more = soon < p.seq_k;
-    const int64_t next = more ? pair : min_of(pair + 1, p.batch * p.kv_heads - 1), row = more ? soon : 0;
+    const int64_t next = more ? pair : next_pair, row = more ? soon : 0;
     return {stream_of(row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, row), p.k.stride[2]),
-            stream_of(row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, row), p.v.stride[2])};
+            stream_of(row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, row), p.v.stride[2]),
+            (next - pair) * p.seq_k + row - key};
   }
 
   void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, const KeyGradient<Engine>& dk_block,
@@ -225,7 +242,7 @@ struct BackwardTask {
       bias = shared.bias + shared.offset(i, key_tile) + skipped * lanes;
       bias_sums = shared.sums + shared.offset(i, key_tile) + skipped * lanes;
     }
-    const auto [next_k, next_v] = next_keys(key);
+    const NextKeys next = next_keys(key);
     const auto find_scores = [&](const auto& beside) {
       Engine::scores_product(n, width, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores,
                              tile.rest, beside);
@@ -237,14 +254,15 @@ struct BackwardTask {
     };
     if (p.kept) {
       const int64_t place = kept.at(t->row / stack_rows, i, t->lanes, key);
-      const Stream soon = stream_of(kept.tile(place + lanes), lanes);
-      i > 0 ? find_dp(Ahead<1>{{soon}}) : find_dp(Ahead<3>{{soon, next_k, next_v}});
+      const bool more = key + Engine::kTileK < p.seq_k;
+      const Stream soon = stream_of(kept.tile(more ? place + lanes : kept.at(next_pair, 0, t->lanes, 0)), lanes);
+      i > 0 ? find_dp(Ahead<1>{{soon}}) : find_dp(Ahead<3>{{soon, next.k, next.v}});
       tile.take_kept(Engine::template weights<true, false>(nullptr, lanes, kept.tile(place)), kept.references + place,
                      lanes);
       tile.template find_gradients<From::kKept>(*t, keys, p_weights, ds_weights, bias_sums);
     } else {
-      i > 0 ? find_scores(Alone{}) : find_scores(Ahead<1>{{next_k}});
-      i > 0 ? find_dp(Alone{}) : find_dp(Ahead<1>{{next_v}});
+      i > 0 ? find_scores(Alone{}) : find_scores(Ahead<1>{{next.k}});
+      i > 0 ? find_dp(Alone{}) : find_dp(Ahead<1>{{next.v}});
       tile.template find_gradients<From::kScores>(*t, keys, p_weights, ds_weights, bias_sums);
     }
 
@@ -255,8 +273,8 @@ struct BackwardTask {
       accumulate = true;
     }
     touched[index] = true;
-    dv_block.add(keys.begin - begin, n, t->rows, p_weights.by_lanes(), lanes, dout_natural, accumulate);
-    dk_block.add(keys.begin - begin, n, t->rows, ds_weights.by_lanes(), lanes, q_natural, accumulate);
+    dv_block.add(keys.begin - begin, n, t->rows, p_weights.by_lanes(), lanes, dout_natural, accumulate, next.rows);
+    dk_block.add(keys.begin - begin, n, t->rows, ds_weights.by_lanes(), lanes, q_natural, accumulate, next.rows);
     if (p.dq) {
       const auto add_keys = [&](const auto& beside) {
         Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),

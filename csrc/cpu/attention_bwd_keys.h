@@ -33,18 +33,18 @@ class KeyGradient {
     }
   }
 
-  // Rows [row, row + n) from weights [n][m lanes] and queries [m][dim].
+  // Rows [row, row + n) from weights [n][m lanes] and queries [m][dim]; those `ahead` rows on come next.
   void add(int64_t row, int64_t n, int64_t m, const Packed* weights, int64_t lanes, const Packed* queries,
-           bool accumulate) const {
+           bool accumulate, int64_t ahead) const {
     if (!result_) return;
     if constexpr (Engine::kRoundsResults) {
       if (at_once_) {
         return Engine::lanes_result(n, dim_, m, weights, lanes, queries, factor_, result_ + row * dim_,
-                                    lines_of(result_ + (row + Engine::kTileK) * dim_, dim_));
+                                    lines_of(result_ + (row + ahead) * dim_, dim_));
       }
     }
     Engine::lanes_product(n, dim_, m, weights, lanes, queries, sums_ + row * ld_, ld_, accumulate,
-                          lines_of(sums_ + (row + Engine::kTileK) * ld_, ld_));
+                          lines_of(sums_ + (row + ahead) * ld_, ld_));
   }
 
   void finish(int64_t rows) const {

@@ -17,6 +17,10 @@ struct GradientTile {
   using DsWeights = typename Engine::template Weights<true, true>;
   using Kept = typename Engine::template Weights<true, false>;
   enum class From { kScores, kKept, kProbabilities };  // what there is of P
+  template <From kValue>
+  struct FromConstant {
+    static constexpr From kFrom = kValue;
+  };
 
   const AttentionBackward& p;
   const ScoreUnits units;
@@ -83,15 +87,17 @@ struct GradientTile {
     float* sums = bias_sums ? bias_sums : ds_bias;
     if (keep) dropout_tile(p, t, keys.begin, n, keep);
     const bool whole = keys.begin <= t.key_begin && keys.end == t.key_end;  // all that these queries see
-    const bool bare = !keep && !p.gate && !slope && !sums;
+    const bool bare = !keep && !p.gate && !slope;
     for (int lane = 0; lane < t.lanes; lane += kLanes) {
       if (whole) find_probabilities<kFrom>(n, t.lanes, lane);
-      const auto column = [&](auto bare_column, auto column) {
-        (this->*(bare ? bare_column : column))(n, t.lanes, lane, p_weights, ds_weights, sums);
+      const auto column = [&](auto from) {
+        constexpr From kColumn = decltype(from)::kFrom;
+        const auto gradients = bare && sums ? &GradientTile::gradient_column<kColumn, true, true>
+                               : bare       ? &GradientTile::gradient_column<kColumn, true, false>
+                                            : &GradientTile::gradient_column<kColumn, false, false>;
+        (this->*gradients)(n, t.lanes, lane, p_weights, ds_weights, sums);
       };
-      whole ? column(&GradientTile::gradient_column<From::kProbabilities, true>,
-                     &GradientTile::gradient_column<From::kProbabilities, false>)
-            : column(&GradientTile::gradient_column<kFrom, true>, &GradientTile::gradient_column<kFrom, false>);
+      whole ? column(FromConstant<From::kProbabilities>{}) : column(FromConstant<kFrom>{});
     }
     p_weights.finish(n);
     ds_weights.finish(n);
@@ -142,8 +148,9 @@ struct GradientTile {
     store(offset + lane, correction * open - load(lane_dlse + lane));
   }
 
-  // One vector of lanes: from products to the weights P and dS. kBare: no dropout, gate, softcap and gradient of bias.
-  template <From kFrom, bool kBare>
+  // One vector of lanes: from products to the weights P and dS. kBare: no dropout, gate and softcap; kSums: bias_sums is
+  // not null, left open where not kBare.
+  template <From kFrom, bool kBare, bool kSums>
   void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights,
                        float* bias_sums) {
     const vf high = high_of<kFrom>(lane), low = load(lse_low + lane), middle = load(center + lane),
@@ -155,7 +162,9 @@ struct GradientTile {
       const vf prob = find_probability<kFrom>(row, lanes, lane, high, low);
       if constexpr (kBare) {
         weight = prob;
-        return prob * (load(dp + at) - middle - from);
+        const vf ds = prob * (load(dp + at) - middle - from);
+        if constexpr (kSums) store(bias_sums + at, load(bias_sums + at) + ds);
+        return ds;
       }
       const vf g = received(at, kept_share);
       weight = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;

@@ -25,6 +25,7 @@ struct ForwardPlan {
   int64_t block, blocks;  // tiles of a task, tasks of a (batch, key head)
   int64_t split, splits;  // keys of a task, a multiple of kTileK
   int64_t tasks;
+  bool batches_first;  // pairs of one head follow each other: the bias that they share stays in cache
   bool few;            // queries: attention_decode.h
   float* partial_out;  // [splits][B, H, Sq, Dv] or null
   float* partial_lse;  // [splits][2, B, H, Sq] or null
@@ -53,6 +54,7 @@ ForwardPlan plan_forward(const AttentionForward& p) {
   const int64_t heads = p.batch * p.kv_heads, wanted = 3 * p.pool.threads;
   plan.tiles = ceil_div(Stack(p).rows, kTileQ);
   plan.few = streams_keys<Engine>(p);
+  plan.batches_first = p.bias && p.bias_stride[0] == 0;
   plan.block = Engine::kPacksKeys ? min_of<int64_t>(4, plan.tiles) : 1;
   while (plan.block > 1 && heads * ceil_div(plan.tiles, plan.block) < wanted) plan.block /= 2;
   plan.blocks = ceil_div(plan.tiles, plan.block);
@@ -64,6 +66,14 @@ ForwardPlan plan_forward(const AttentionForward& p) {
   plan.tasks = tasks * plan.splits;
   return plan;
 }
+
+// The (batch, key head) pairs in the order of the tasks.
+struct Pair {
+  int64_t batch, kv_head;
+  Pair(const AttentionProblem& p, const ForwardPlan& plan, int64_t index)
+      : batch(plan.batches_first ? index % p.batch : index / p.kv_heads),
+        kv_head(plan.batches_first ? index / p.batch : index % p.kv_heads) {}
+};
 
 template <class Engine>
 struct ForwardTile {
@@ -132,7 +142,8 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
   using T = typename Engine::Element;
   using Packed = typename Engine::Packed;
   const int64_t split = index % plan.splits, block = index / plan.splits % plan.blocks;
-  const int64_t head = index / plan.splits / plan.blocks, batch = head / p.kv_heads, kv_head = head % p.kv_heads;
+  const int64_t pair = index / plan.splits / plan.blocks;
+  const auto [batch, kv_head] = Pair(p, plan, pair);
   const int64_t first_tile = block * plan.block, tiles = min_of(plan.block, plan.tiles - first_tile);
   const int64_t keys_begin = split * plan.split, keys_end = min_of(keys_begin + plan.split, p.seq_k);
   const int64_t stack_rows = Stack(p).rows;
@@ -183,10 +194,11 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
                                                    p.seq_k - key, p.dim, key_scratch);
     const Operand<Packed> v =
         Engine::sum_operand(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], last - key, p.dim_v, value_scratch);
-    const bool more = last < end;  // of this head's keys
-    const int64_t next = more ? head : min_of(head + 1, p.batch * p.kv_heads - 1), soon = more ? last : 0;
-    const T *next_k = row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, soon),
-            *next_v = row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, soon);
+    const bool more = last < end;  // of this pair's keys
+    const Pair next(p, plan, more ? pair : min_of(pair + 1, p.batch * p.kv_heads - 1));
+    const int64_t soon = more ? last : 0;
+    const T *next_k = row_of<T>(p.k, next.batch, next.kv_head, soon),
+            *next_v = row_of<T>(p.v, next.batch, next.kv_head, soon);
     Ahead<2> ahead = {{stream_of(next_k, p.k.stride[2]), stream_of(scores, 0)}};
     bool first = true;
     for (int64_t i = 0; i < tiles; i++) {
@@ -197,7 +209,7 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
       const auto find_products = [&](const auto& beside) {
         Engine::scores_product(n, width, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, beside);
       };
-      const int64_t place = kept.at(head, first_tile + i, t.lanes, key);
+      const int64_t place = kept.at(batch * p.kv_heads + kv_head, first_tile + i, t.lanes, key);
       if (p.kept) ahead.streams[1] = stream_of(kept.tile(place), t.lanes);
       first ? find_products(ahead) : find_products(Alone{});
       finish_scores(p, units, t, keys, scores, rest);
