@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fastfuse import reference, validation
 from fastfuse.backends import check_name
-from fastfuse.ops.attention import Attention, attention_fwd
-from fastfuse.ops.transforms import apply, needs_formula
+from fastfuse.ops.attention import attention
+from fastfuse.ops.transforms import is_plain, needs_formula
 from fastfuse.span import KeySpan
 
 
@@ -79,7 +79,8 @@ def cross_attention(
         ValueError: shapes, devices or values do not fit; the message names the argument, what came and what fits.
         NotImplementedError: the named backend can not serve the call; with every reason.
     """
-    q, k, v = _autocast(q, k, v)
+    if torch._C._is_any_autocast_enabled():
+        q, k, v = _autocast(q, k, v)
     validation.attention(q, k, v, span, bias, sink, gate, scale, softcap, dropout_p, seed, return_map)
     B, H, Sq, D = q.shape
     Dv = v.shape[3]
@@ -96,14 +97,13 @@ def cross_attention(
 
     tensors = (q, k, v, lo, hi, bias, sink, gate)
     options = (scale, float(softcap), float(dropout_p), seed_tensor)
-    if 0 in (B, Sq, k.shape[2]) or needs_formula():
+    plain = is_plain(q)
+    if 0 in (B, Sq, k.shape[2]) or (not plain and needs_formula()):
         check_name(backend)
         backend = "reference"
         out, lse_pair = reference.attention(*tensors, *options)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        out, lse_pair, _ = apply(Attention, *tensors, *options, backend)
     else:
-        out, lse_pair = attention_fwd(*tensors, *options, backend)
+        out, lse_pair = attention(plain, *tensors, *options, backend)
     if out.shape[3] != Dv:
         out = out[..., :Dv]
     if not return_lse and return_map is None:
@@ -276,7 +276,7 @@ def _kernel_layout(t: Tensor) -> Tensor:
     """The last dimension contiguous and padded with zeros to a multiple of 8."""
     if t.shape[3] % 8:
         return F.pad(t, (0, -t.shape[3] % 8))
-    return t if t.stride(3) == 1 else t.contiguous()
+    return t if t.stride()[3] == 1 else t.contiguous()  # stride(3) takes twice as long to parse
 
 
 def _ends(span: KeySpan) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@
 
 namespace fastfuse {
 void register_attention(pybind11::module& m);
+void register_attention_autograd(pybind11::module& m);
 void register_pair(pybind11::module& m);
 void register_retrieval(pybind11::module& m);
 }  // namespace fastfuse
@@ -35,6 +36,7 @@ PYBIND11_MODULE(_C, m) {
       },
       "Caps the instruction set: one of cpu_isas(), or \"auto\".");
   register_attention(m);
+  register_attention_autograd(m);
   register_pair(m);
   register_retrieval(m);
 }

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty_cpu_dispatch.h>
 
 #include "fastfuse/cpu.h"
 #include "fastfuse/dtype.h"
@@ -18,9 +19,9 @@ inline cpu::ThreadPool torch_threads() {
   return {run, at::in_parallel_region() ? 1 : at::get_num_threads()};
 }
 
-// An uninitialised result.
+// An uninitialised result; past the dispatcher, which costs more than the allocation.
 inline at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const at::Tensor t = at::empty(sizes, options);
+  const at::Tensor t = at::cpu::empty(sizes, options);
   cpu::prefer_huge_pages(t.data_ptr(), t.nbytes());
   return t;
 }

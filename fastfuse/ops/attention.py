@@ -2,9 +2,8 @@
 
 Forward saves its inputs, out and lse_pair, the same on every backend, so that one backend's forward pairs with
 another's backward. lse_pair (2, B, H, Sq) is the log-sum-exp in float32, natural log, and what that rounding left out:
-exp(s - lse) with one float32 would be off by 2^-24 |lse|, far more than eager PyTorch is. A backend may keep something
-more for a backward of its own, which does without where it is missing, as under torch.compile. Double backward goes
-through the dense formula.
+exp(s - lse) with one float32 would be off by 2^-24 |lse|, far more than eager PyTorch is. A backend may have an autograd
+of its own for calls that nobody watches, and keep more in it. Double backward goes through the dense formula.
 """
 
 from __future__ import annotations
@@ -15,28 +14,28 @@ import torch
 from torch import Tensor
 
 from fastfuse import reference
-from fastfuse.backends import Problem, select
+from fastfuse.backends import module_for
 from fastfuse.ops.registry import register
-from fastfuse.ops.transforms import is_plain
+from fastfuse.ops.transforms import apply, is_plain
 
 
-def _problem(op: str, q: Tensor, Dv: int) -> Problem:
-    return Problem(op, q.device.type, q.dtype, (q.shape[3], Dv))
+def _kernels(op: str, q: Tensor, Dv: int, backend: str) -> Any:
+    return module_for(op, q.device, q.dtype, (q.shape[3], Dv), backend)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *options, backend = rest
-    return select(_problem("attention_fwd", q, v.shape[3]), backend).attention_fwd(q, k, v, *options)
+    return _kernels("attention_fwd", q, v.shape[3], backend).attention_fwd(q, k, v, *options)
 
 
 def _backward(dout: Tensor, dlse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *options, backend = rest
-    return select(_problem("attention_bwd", q, v.shape[3]), backend).attention_bwd(dout, dlse, q, k, v, *options)
+    return _kernels("attention_bwd", q, v.shape[3], backend).attention_bwd(dout, dlse, q, k, v, *options)
 
 
 def _map(q: Tensor, k: Tensor, *rest: Any) -> Tensor:
     *options, backend = rest
-    return select(_problem("attention_map", q, 0), backend).attention_map(q, k, *options)
+    return _kernels("attention_map", q, 0, backend).attention_map(q, k, *options)
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -83,49 +82,36 @@ register(
 )
 
 
-def attention_fwd(q: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    """The op `fastfuse::attention_fwd`, without autograd."""
-    return _forward(q, *args) if is_plain(q) else torch.ops.fastfuse.attention_fwd.default(q, *args)
-
-
-def _forward_kept(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """attention_fwd, and what its backend keeps for the backward, uint8; perhaps nothing."""
-    *options, backend = rest
-    if is_plain(q):
-        chosen = select(_problem("attention_fwd", q, v.shape[3]), backend)
-        if hasattr(chosen, "attention_fwd_kept"):
-            return chosen.attention_fwd_kept(q, k, v, *options)
-    return *attention_fwd(q, k, v, *rest), q.new_empty(0, dtype=torch.uint8)
-
-
-def _backward_kept(kept: Tensor, dout: Tensor, dlse: Tensor | None, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    if not is_plain(q):
-        return torch.ops.fastfuse.attention_bwd(dout, dlse, q, *rest)
-    k, v, *options, backend = rest
-    chosen = select(_problem("attention_bwd", q, v.shape[3]), backend)
-    if hasattr(chosen, "attention_bwd_kept"):
-        return chosen.attention_bwd_kept(dout, dlse, q, k, v, *options, kept)
-    return chosen.attention_bwd(dout, dlse, q, k, v, *options)
+def attention(plain: bool, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """The op `fastfuse::attention_fwd`, with autograd. plain: what `is_plain` says."""
+    if plain:
+        *options, backend = rest
+        kernels = _kernels("attention_fwd", q, v.shape[3], backend)
+        if hasattr(kernels, "attention"):
+            return kernels.attention(q, k, v, *options)
+    inputs = (q, k, v, *rest)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
+        return apply(Attention, *inputs)
+    return _forward(*inputs) if plain else torch.ops.fastfuse.attention_fwd.default(*inputs)
 
 
 class Attention(torch.autograd.Function):
-    """(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed, backend) -> (out, lse_pair, kept)."""
+    """(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed, backend) -> (out, lse_pair)."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _forward_kept(*args)
+    def forward(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return _forward(q, *rest) if is_plain(q) else torch.ops.fastfuse.attention_fwd.default(q, *rest)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed, ctx.backend = inputs
         ctx.scale, ctx.softcap, ctx.dropout_p = scale, softcap, dropout_p
         ctx.save_for_backward(q, k, v, lo, hi, bias, sink, gate, seed, *output)
-        ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, dlse_pair: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        q, k, v, lo, hi, bias, sink, gate, seed, out, lse_pair, kept = ctx.saved_tensors
+    def backward(ctx: Any, dout: Tensor | None, dlse_pair: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, lo, hi, bias, sink, gate, seed, out, lse_pair = ctx.saved_tensors
         needs = [ctx.needs_input_grad[i] for i in (0, 1, 2, 5, 6, 7)]
         if dout is None and dlse_pair is None:
             return (None,) * 13
@@ -139,6 +125,7 @@ class Attention(torch.autograd.Function):
             dout = dout if dout.stride(3) == 1 else dout.contiguous()  # a sum's gradient has stride 0
             saved = (q, k, v, lo, hi, bias, sink, gate, out, lse_pair)
             options = (scale, softcap, dropout_p, seed, needs, ctx.backend)
-            grads = _backward_kept(kept, dout, dlse, *saved, *options)
+            op = _backward if is_plain(q) else torch.ops.fastfuse.attention_bwd
+            grads = op(dout, dlse, *saved, *options)
         dq, dk, dv, dbias, dsink, dgate = (g if need else None for g, need in zip(grads, needs, strict=True))
         return dq, dk, dv, None, None, dbias, dsink, dgate, None, None, None, None, None
