@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 
 from fastfuse import reference, validation
 from fastfuse.backends import check_name
@@ -79,11 +80,11 @@ def cross_attention(
         ValueError: shapes, devices or values do not fit; the message names the argument, what came and what fits.
         NotImplementedError: the named backend can not serve the call; with every reason.
     """
-    if torch._C._is_any_autocast_enabled():
+    if _is_any_autocast_enabled():
         q, k, v = _autocast(q, k, v)
-    validation.attention(q, k, v, span, bias, sink, gate, scale, softcap, dropout_p, seed, return_map)
-    B, H, Sq, D = q.shape
-    Dv = v.shape[3]
+    B, H, Sq, Sk, D, Dv = validation.attention(
+        q, k, v, span, bias, sink, gate, scale, softcap, dropout_p, seed, return_map
+    )
     scale = D**-0.5 if scale is None else float(scale)
     q, k, v = _kernel_layout(q), _kernel_layout(k), _kernel_layout(v)
     lo, hi = (None, None) if span is None else _ends(span)
@@ -98,12 +99,12 @@ def cross_attention(
     tensors = (q, k, v, lo, hi, bias, sink, gate)
     options = (scale, float(softcap), float(dropout_p), seed_tensor)
     plain = is_plain(q)
-    if 0 in (B, Sq, k.shape[2]) or (not plain and needs_formula()):
+    if 0 in (B, Sq, Sk) or (not plain and needs_formula()):
         check_name(backend)
         backend = "reference"
         out, lse_pair = reference.attention(*tensors, *options)
     else:
-        out, lse_pair = attention(plain, *tensors, *options, backend)
+        out, lse_pair = attention(tensors, options, backend, plain)
     if out.shape[3] != Dv:
         out = out[..., :Dv]
     if not return_lse and return_map is None:

@@ -30,8 +30,6 @@ void check_rows(const Tensor& t, const char* name) {
                     ", expected 1");
 }
 
-Tensor with_contiguous_rows(const Tensor& t) { return t.stride(3) == 1 ? t : t.contiguous(); }
-
 const float* per_head(const OptionalTensor& t, int64_t heads, const char* name) {
   if (!t) return nullptr;
   check_shape(*t, {heads}, name);

@@ -77,7 +77,9 @@ def refusals(module: ModuleType, problem: Problem) -> list[str]:
 
 
 @cache
-def module_for(op: str, device: torch.device, dtype: torch.dtype, head_dims: tuple[int, ...], backend: str) -> ModuleType:
+def module_for(
+    op: str, device: torch.device, dtype: torch.dtype, head_dims: tuple[int, ...], backend: str
+) -> ModuleType:
     """`select` in one look-up, by what a call has at hand."""
     return select(Problem(op, device.type, dtype, head_dims), backend)
 
