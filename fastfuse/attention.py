@@ -86,7 +86,8 @@ def cross_attention(
         q, k, v, span, bias, sink, gate, scale, softcap, dropout_p, seed, return_map
     )
     scale = D**-0.5 if scale is None else float(scale)
-    q, k, v = _kernel_layout(q), _kernel_layout(k), _kernel_layout(v)
+    if D % 8 or Dv % 8 or not q.stride()[3] == k.stride()[3] == v.stride()[3] == 1:
+        q, k, v = _kernel_layout(q), _kernel_layout(k), _kernel_layout(v)
     lo, hi = (None, None) if span is None else _ends(span)
     if bias is not None:
         bias = _four_dims(bias, q.dtype)
@@ -277,7 +278,7 @@ def _kernel_layout(t: Tensor) -> Tensor:
     """The last dimension contiguous and padded with zeros to a multiple of 8."""
     if t.shape[3] % 8:
         return F.pad(t, (0, -t.shape[3] % 8))
-    return t if t.stride()[3] == 1 else t.contiguous()  # stride(3) takes twice as long to parse
+    return t if t.stride(3) == 1 else t.contiguous()
 
 
 def _ends(span: KeySpan) -> tuple[Tensor, Tensor]:
