@@ -128,7 +128,7 @@ auto forward(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Optiona
              double softcap, double dropout_p, const OptionalTensor& seed) {
   const c10::NoGradGuard no_grad;
   check_rows(q_, "q"), check_rows(k_, "k"), check_rows(v_, "v");
-  const Tensor q = with_contiguous_rows(q_), k = with_contiguous_rows(k_), v = with_contiguous_rows(v_);
+  const Tensor q = with_contiguous_last_dim(q_), k = with_contiguous_last_dim(k_), v = with_contiguous_last_dim(v_);
   cpu::AttentionForward p{};
   fill_queries_keys(p, q, k, scale, softcap);
   fill_values(p, q, v, dropout_p, seed);
@@ -176,8 +176,8 @@ std::vector<Tensor> attention_bwd(const Tensor& dout_, const OptionalTensor& dls
   const c10::NoGradGuard no_grad;
   TORCH_CHECK_VALUE(needs.size() == 6, "needs: expected 6 flags, got ", needs.size());
   check_rows(q_, "q"), check_rows(k_, "k"), check_rows(v_, "v"), check_rows(dout_, "dout"), check_rows(out_, "out");
-  const Tensor q = with_contiguous_rows(q_), k = with_contiguous_rows(k_), v = with_contiguous_rows(v_);
-  const Tensor dout = with_contiguous_rows(dout_), out = with_contiguous_rows(out_);
+  const Tensor q = with_contiguous_last_dim(q_), k = with_contiguous_last_dim(k_), v = with_contiguous_last_dim(v_);
+  const Tensor dout = with_contiguous_last_dim(dout_), out = with_contiguous_last_dim(out_);
   cpu::AttentionBackward p{};
   fill_queries_keys(p, q, k, scale, softcap);
   fill_values(p, q, v, dropout_p, seed);
@@ -238,7 +238,7 @@ Tensor attention_map(const Tensor& q_, const Tensor& k_, const OptionalTensor& l
                      const std::string& mode) {
   const c10::NoGradGuard no_grad;
   check_rows(q_, "q"), check_rows(k_, "k");
-  const Tensor q = with_contiguous_rows(q_), k = with_contiguous_rows(k_);
+  const Tensor q = with_contiguous_last_dim(q_), k = with_contiguous_last_dim(k_);
   cpu::AttentionMap p{};
   fill_queries_keys(p, q, k, scale, softcap);
   fill_masks(p, {lo, hi, bias});

@@ -11,7 +11,7 @@ namespace fastfuse {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-inline at::Tensor with_contiguous_rows(const at::Tensor& t) { return t.stride(3) == 1 ? t : t.contiguous(); }
+inline at::Tensor with_contiguous_last_dim(const at::Tensor& t) { return t.stride(3) == 1 ? t : t.contiguous(); }
 
 // (out, lse_pair)
 std::tuple<at::Tensor, at::Tensor> attention_fwd(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

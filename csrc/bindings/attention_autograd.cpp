@@ -76,7 +76,7 @@ struct Attention : torch::autograd::Function<Attention> {
                              .cast<std::vector<OptionalTensor>>();
       std::transform(found.begin(), found.end(), grads.begin(), or_undefined);
     } else {
-      const auto found = attention_bwd(dout.defined() ? with_contiguous_rows(dout) : at::zeros_like(out),
+      const auto found = attention_bwd(dout.defined() ? with_contiguous_last_dim(dout) : at::zeros_like(out),
                                        dlse_pair.defined() ? OptionalTensor(dlse_pair.select(0, 0)) : std::nullopt, q,
                                        k, v, given(lo), given(hi), given(bias), given(sink), given(gate), out, lse_pair,
                                        scale, softcap, dropout_p, given(seed), needs, saved[11]);
