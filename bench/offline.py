@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from bench.chips import MULTIPROCESSORS, SHARED_KIB, SM_REGISTERS, SM_SHARED_KIB, SM_WARPS
-from fastfuse.backends import select
+from fastfuse.backends import module_for
 from fastfuse.backends import triton as backend
 
 MMA = {"HMMA": r"\bHMMA\.", "HGMMA": r"\bHGMMA\.", "UTCMMA": r"\bUTC\w*MMA\b"}  # sm_80's, sm_90's and sm_100's
@@ -114,9 +114,9 @@ def recording(arch: int) -> Iterator[dict[Launch, None]]:
             (triton.knobs.runtime, "jit_cache_hook", note),
         ):
             stack.enter_context(patch.object(owner, name, value))
-        select.cache_clear()
+        module_for.cache_clear()
         yield launches
-    select.cache_clear()
+    module_for.cache_clear()
 
 
 def inspect(launch: Launch) -> Report:

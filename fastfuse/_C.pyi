@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+attention: Callable[..., Any]
 attention_fwd: Callable[..., Any]
 attention_fwd_kept: Callable[..., Any]
 attention_bwd: Callable[..., Any]

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 
 from fastfuse import reference, validation
 from fastfuse.backends import check_name
-from fastfuse.ops.attention import Attention, attention_fwd
-from fastfuse.ops.transforms import apply, needs_formula
+from fastfuse.ops.attention import attention
+from fastfuse.ops.transforms import is_plain, needs_formula
 from fastfuse.span import KeySpan
 
 
@@ -79,12 +80,14 @@ def cross_attention(
         ValueError: shapes, devices or values do not fit; the message names the argument, what came and what fits.
         NotImplementedError: the named backend can not serve the call; with every reason.
     """
-    q, k, v = _autocast(q, k, v)
-    validation.attention(q, k, v, span, bias, sink, gate, scale, softcap, dropout_p, seed, return_map)
-    B, H, Sq, D = q.shape
-    Dv = v.shape[3]
+    if _is_any_autocast_enabled():
+        q, k, v = _autocast(q, k, v)
+    B, H, Sq, Sk, D, Dv = validation.attention(
+        q, k, v, span, bias, sink, gate, scale, softcap, dropout_p, seed, return_map
+    )
     scale = D**-0.5 if scale is None else float(scale)
-    q, k, v = _kernel_layout(q), _kernel_layout(k), _kernel_layout(v)
+    if D % 8 or Dv % 8 or not q.stride()[3] == k.stride()[3] == v.stride()[3] == 1:
+        q, k, v = _kernel_layout(q), _kernel_layout(k), _kernel_layout(v)
     lo, hi = (None, None) if span is None else _ends(span)
     if bias is not None:
         bias = _four_dims(bias, q.dtype)
@@ -96,14 +99,13 @@ def cross_attention(
 
     tensors = (q, k, v, lo, hi, bias, sink, gate)
     options = (scale, float(softcap), float(dropout_p), seed_tensor)
-    if 0 in (B, Sq, k.shape[2]) or needs_formula():
+    plain = is_plain(q)
+    if 0 in (B, Sq, Sk) or (not plain and needs_formula()):
         check_name(backend)
         backend = "reference"
         out, lse_pair = reference.attention(*tensors, *options)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        out, lse_pair, _ = apply(Attention, *tensors, *options, backend)
     else:
-        out, lse_pair = attention_fwd(*tensors, *options, backend)
+        out, lse_pair = attention(tensors, options, backend, plain)
     if out.shape[3] != Dv:
         out = out[..., :Dv]
     if not return_lse and return_map is None:

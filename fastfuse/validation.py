@@ -26,8 +26,8 @@ def attention(
     dropout_p: float,
     seed: int | None,
     return_map: str | None,
-) -> None:
-    """The arguments of `cross_attention`. Raises TypeError or ValueError."""
+) -> tuple[int, int, int, int, int, int]:
+    """The arguments of `cross_attention`: their B, H, Sq, Sk, D, Dv. Raises TypeError or ValueError."""
     for name, t, sizes in (("q", q, "(B, H, Sq, D)"), ("k", k, "(B, Hk, Sk, D)"), ("v", v, "(B, Hk, Sk, Dv)")):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected a tensor {sizes}, got {type(t).__name__}")
@@ -74,6 +74,7 @@ def attention(
         raise TypeError(f"seed: expected an int or None, got {type(seed).__name__}")
     if return_map not in _MAPS:
         raise ValueError(f'return_map: expected None, "mean", "full" or "keys", got {return_map!r}')
+    return B, H, Sq, Sk, D, Dv
 
 
 def _span(span: KeySpan, q: Tensor) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from fastfuse.backends import cuda, select
+from fastfuse.backends import cuda, module_for
 
 if TYPE_CHECKING:
     from ninja.ninja_syntax import Writer
@@ -66,14 +66,14 @@ def emulated(mutation: Mutation | None = None, seed: int = 1) -> Iterator[None]:
     extension = load(mutation)
     extension.set_seed(seed)
     before, cuda.extension = cuda.extension, extension
-    select.cache_clear()
+    module_for.cache_clear()
     extension.watch_memory(True)
     try:
         yield
     finally:
         extension.watch_memory(False)
         cuda.extension = before
-        select.cache_clear()
+        module_for.cache_clear()
 
 
 def assert_found(mutation: Mutation, check: Callable[[], object], seeds: int = 4) -> None:

@@ -9,6 +9,7 @@ import torch
 from platforms import USABLE
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastfuse as ff
 
@@ -130,6 +131,56 @@ def test_torch_func(backend: str) -> None:
     torch.testing.assert_close((ours * weight).sum(), (gradient * tangent).sum())
     pulled = torch.func.vmap(lambda scaled: f(x[0] * scaled))(torch.tensor([1.0, 0.5]))
     torch.testing.assert_close(pulled[1], f(x[0] * 0.5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_some_inputs_or_outputs_only(backend: str) -> None:
+    def gradients(x: list[Tensor], wanted: list[Tensor], outputs: slice = slice(2)) -> tuple[Tensor, ...]:
+        sums = [t.sum() for t in call(*x, backend=backend)[outputs]]
+        return torch.autograd.grad(sums, wanted, allow_unused=True, materialize_grads=True)
+
+    x = leaves()
+    whole = gradients(x, x)
+    for i, truth in enumerate(whole):
+        constants = [t if j == i else t.detach() for j, t in enumerate(x)]
+        torch.testing.assert_close(gradients(x, [x[i]])[0], truth)
+        torch.testing.assert_close(gradients(constants, [x[i]])[0], truth)
+    of_out, of_lse = gradients(x, x, slice(1)), gradients(x, x, slice(1, 2))
+    for a, b, truth in zip(of_out, of_lse, whole, strict=True):
+        torch.testing.assert_close(a + b, truth)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_under_a_transform_or_mode_that_the_forward_did_not_see(backend: str) -> None:
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(op)
+            return op(*args, **(kwargs or {}))
+
+    x, seen = leaves(), list[Any]()
+    out, _ = call(*x, backend=backend)
+    douts = torch.randn(3, *out.shape)
+
+    def pull(dout: Tensor) -> Tensor:
+        return torch.autograd.grad(out, x[0], dout, retain_graph=True)[0]
+
+    apart = torch.stack([pull(dout) for dout in douts])
+    torch.testing.assert_close(torch.func.vmap(pull)(douts), apart)
+    with Watch():
+        torch.testing.assert_close(pull(douts[0]), apart[0])
+    assert torch.ops.fastfuse.attention_bwd.default in seen
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_tensor_that_outlived_its_transform(backend: str) -> None:
+    x, left = [t.detach() for t in leaves()], list[Tensor]()
+
+    def leak(q: Tensor) -> Tensor:
+        left.append(q * 1)
+        return q.sum()
+
+    torch.func.grad(leak)(x[0])
+    torch.testing.assert_close(call(left[0], *x[1:], backend=backend)[0], call(*x, backend=backend)[0])
 
 
 def test_dropout_seed_is_drawn_from_torchs_generator() -> None:

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/attention.h"
 #include "bindings/runtime.h"
 
 namespace fastfuse {
@@ -17,7 +18,6 @@ namespace {
 
 namespace py = pybind11;
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 cpu::Rows rows_of(const Tensor& t) { return {t.const_data_ptr(), {t.stride(0), t.stride(1), t.stride(2)}}; }
 
@@ -29,8 +29,6 @@ void check_rows(const Tensor& t, const char* name) {
   TORCH_CHECK_VALUE(t.stride(3) == 1 || t.size(3) == 1, name, ": last dimension has stride ", t.stride(3),
                     ", expected 1");
 }
-
-Tensor with_contiguous_rows(const Tensor& t) { return t.stride(3) == 1 ? t : t.contiguous(); }
 
 const float* per_head(const OptionalTensor& t, int64_t heads, const char* name) {
   if (!t) return nullptr;
@@ -123,15 +121,14 @@ const float* lse_of(const cpu::AttentionProblem& p, const Tensor& lse_pair) {
   return lse_pair.const_data_ptr<float>();
 }
 
-// (out, lse_pair), with kKeep and what there is for the backward, perhaps nothing.
+// attention_fwd, with kKeep attention_fwd_kept.
 template <bool kKeep>
-auto attention_fwd(const Tensor& q_, const Tensor& k_, const Tensor& v_, const OptionalTensor& lo,
-                   const OptionalTensor& hi, const OptionalTensor& bias, const OptionalTensor& sink,
-                   const OptionalTensor& gate, double scale, double softcap, double dropout_p,
-                   const OptionalTensor& seed) {
+auto forward(const Tensor& q_, const Tensor& k_, const Tensor& v_, const OptionalTensor& lo, const OptionalTensor& hi,
+             const OptionalTensor& bias, const OptionalTensor& sink, const OptionalTensor& gate, double scale,
+             double softcap, double dropout_p, const OptionalTensor& seed) {
   const c10::NoGradGuard no_grad;
   check_rows(q_, "q"), check_rows(k_, "k"), check_rows(v_, "v");
-  const Tensor q = with_contiguous_rows(q_), k = with_contiguous_rows(k_), v = with_contiguous_rows(v_);
+  const Tensor q = with_contiguous_last_dim(q_), k = with_contiguous_last_dim(k_), v = with_contiguous_last_dim(v_);
   cpu::AttentionForward p{};
   fill_queries_keys(p, q, k, scale, softcap);
   fill_values(p, q, v, dropout_p, seed);
@@ -153,6 +150,23 @@ auto attention_fwd(const Tensor& q_, const Tensor& k_, const Tensor& v_, const O
   }
 }
 
+}  // namespace
+
+std::tuple<Tensor, Tensor> attention_fwd(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& lo,
+                                         const OptionalTensor& hi, const OptionalTensor& bias,
+                                         const OptionalTensor& sink, const OptionalTensor& gate, double scale,
+                                         double softcap, double dropout_p, const OptionalTensor& seed) {
+  return forward<false>(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed);
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_fwd_kept(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                      const OptionalTensor& lo, const OptionalTensor& hi,
+                                                      const OptionalTensor& bias, const OptionalTensor& sink,
+                                                      const OptionalTensor& gate, double scale, double softcap,
+                                                      double dropout_p, const OptionalTensor& seed) {
+  return forward<true>(q, k, v, lo, hi, bias, sink, gate, scale, softcap, dropout_p, seed);
+}
+
 std::vector<Tensor> attention_bwd(const Tensor& dout_, const OptionalTensor& dlse_, const Tensor& q_, const Tensor& k_,
                                   const Tensor& v_, const OptionalTensor& lo, const OptionalTensor& hi,
                                   const OptionalTensor& bias, const OptionalTensor& sink, const OptionalTensor& gate,
@@ -162,8 +176,8 @@ std::vector<Tensor> attention_bwd(const Tensor& dout_, const OptionalTensor& dls
   const c10::NoGradGuard no_grad;
   TORCH_CHECK_VALUE(needs.size() == 6, "needs: expected 6 flags, got ", needs.size());
   check_rows(q_, "q"), check_rows(k_, "k"), check_rows(v_, "v"), check_rows(dout_, "dout"), check_rows(out_, "out");
-  const Tensor q = with_contiguous_rows(q_), k = with_contiguous_rows(k_), v = with_contiguous_rows(v_);
-  const Tensor dout = with_contiguous_rows(dout_), out = with_contiguous_rows(out_);
+  const Tensor q = with_contiguous_last_dim(q_), k = with_contiguous_last_dim(k_), v = with_contiguous_last_dim(v_);
+  const Tensor dout = with_contiguous_last_dim(dout_), out = with_contiguous_last_dim(out_);
   cpu::AttentionBackward p{};
   fill_queries_keys(p, q, k, scale, softcap);
   fill_values(p, q, v, dropout_p, seed);
@@ -185,7 +199,7 @@ std::vector<Tensor> attention_bwd(const Tensor& dout_, const OptionalTensor& dls
     p.dlse = dlse.const_data_ptr<float>();
   }
 
-  const Tensor none = at::empty({0}, q.options());
+  const Tensor none = new_tensor({0}, q.options());
   const auto gradient = [&](bool needed, const Tensor& like, void*& data) {
     if (!needed) return none;
     Tensor t = new_tensor(like.sizes(), q.options());
@@ -201,7 +215,7 @@ std::vector<Tensor> attention_bwd(const Tensor& dout_, const OptionalTensor& dls
   }
   const auto head_gradient = [&](bool needed, const OptionalTensor& like, float*& data) {
     if (!needed || !like) return none;
-    Tensor t = at::empty({p.heads}, like->options());
+    Tensor t = new_tensor({p.heads}, like->options());
     data = t.data_ptr<float>();
     return t;
   };
@@ -217,12 +231,14 @@ std::vector<Tensor> attention_bwd(const Tensor& dout_, const OptionalTensor& dls
   return {dq, dk, dv, dbias, dsink, dgate};
 }
 
+namespace {
+
 Tensor attention_map(const Tensor& q_, const Tensor& k_, const OptionalTensor& lo, const OptionalTensor& hi,
                      const OptionalTensor& bias, const Tensor& lse_pair, double scale, double softcap,
                      const std::string& mode) {
   const c10::NoGradGuard no_grad;
   check_rows(q_, "q"), check_rows(k_, "k");
-  const Tensor q = with_contiguous_rows(q_), k = with_contiguous_rows(k_);
+  const Tensor q = with_contiguous_last_dim(q_), k = with_contiguous_last_dim(k_);
   cpu::AttentionMap p{};
   fill_queries_keys(p, q, k, scale, softcap);
   fill_masks(p, {lo, hi, bias});
@@ -244,8 +260,8 @@ Tensor attention_map(const Tensor& q_, const Tensor& k_, const OptionalTensor& l
 
 void register_attention(py::module& m) {
   const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("attention_fwd", &attention_fwd<false>, unlocked);
-  m.def("attention_fwd_kept", &attention_fwd<true>, unlocked);
+  m.def("attention_fwd", &attention_fwd, unlocked);
+  m.def("attention_fwd_kept", &attention_fwd_kept, unlocked);
   m.def("attention_bwd", &attention_bwd, unlocked);
   m.def("attention_map", &attention_map, unlocked);
 }

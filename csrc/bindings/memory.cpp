@@ -1,5 +1,6 @@
 // Results in the memory of the cpu runtime.
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty_cpu_dispatch.h>
 #include <c10/core/Allocator.h>
 
 #include "bindings/runtime.h"
@@ -32,7 +33,8 @@ struct ResultAllocator final : c10::Allocator {
 at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
   static ResultAllocator* const allocator = new ResultAllocator;
   const auto dtype = options.dtype();
-  if (size_t(c10::multiply_integers(sizes)) * dtype.itemsize() < cpu::kLargeBytes) return at::empty(sizes, options);
+  if (size_t(c10::multiply_integers(sizes)) * dtype.itemsize() < cpu::kLargeBytes)
+    return at::cpu::empty(sizes, options);
   return at::detail::empty_generic(sizes, allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    c10::typeMetaToScalarType(dtype), {});
 }

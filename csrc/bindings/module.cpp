@@ -9,6 +9,7 @@
 
 namespace fastfuse {
 void register_attention(pybind11::module& m);
+void register_attention_autograd(pybind11::module& m);
 void register_pair(pybind11::module& m);
 void register_retrieval(pybind11::module& m);
 }  // namespace fastfuse
@@ -37,6 +38,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("empty_cache", &cpu::empty_cache,
         "Gives the memory that calls have left for the next ones back to the system.");
   register_attention(m);
+  register_attention_autograd(m);
   register_pair(m);
   register_retrieval(m);
 }

@@ -18,7 +18,8 @@ inline cpu::ThreadPool torch_threads() {
   return {run, at::in_parallel_region() ? 1 : at::get_num_threads()};
 }
 
-// Uninitialised, in memory of cpu::acquire where it is large.
+// An uninitialised result, past the dispatcher, which costs more than the allocation; in memory of cpu::acquire where it
+// is large.
 at::Tensor new_tensor(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 inline DType dtype_of(const at::Tensor& t, const char* name) {

@@ -8,6 +8,8 @@ A backend is a module of this package with
     <op>(...)                              one function for each op it serves, called with the op's arguments
     <name>_fwd_kept, <name>_bwd_kept       optional: the forward returns one tensor more (uint8, perhaps empty), for a
                                            backward of the same backend, which takes it last; for speed only
+    attention                              optional: attention_fwd with autograd of its own, for a call that nobody
+                                           watches; for speed only
 
 and nothing more: a new backend is one new file and its name in `_NAMES`.
 """
@@ -15,7 +17,7 @@ and nothing more: a new backend is one new file and its name in `_NAMES`.
 from __future__ import annotations
 
 import importlib
-from functools import cache, lru_cache
+from functools import cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -74,7 +76,14 @@ def refusals(module: ModuleType, problem: Problem) -> list[str]:
     return module.reasons(problem)
 
 
-@lru_cache(maxsize=4096)
+@cache
+def module_for(
+    op: str, device: torch.device, dtype: torch.dtype, head_dims: tuple[int, ...], backend: str
+) -> ModuleType:
+    """`select` in one look-up, by what a call has at hand."""
+    return select(Problem(op, device.type, dtype, head_dims), backend)
+
+
 def select(problem: Problem, backend: str) -> ModuleType:
     """The module that serves the problem: the named backend, or for "auto" the first of the preference that can.
 

@@ -38,6 +38,7 @@ def reasons(problem: Problem) -> list[str]:
 
 
 if _missing is None:
+    attention = _C.attention
     attention_fwd = _C.attention_fwd
     attention_fwd_kept = _C.attention_fwd_kept
     attention_bwd_kept = _C.attention_bwd

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastfuse import reference
-from fastfuse.backends import Problem, select
+from fastfuse.backends import module_for
 from fastfuse.ops.registry import register
 from fastfuse.ops.transforms import apply, is_plain, needs_formula
 from fastfuse.pairing import Pairing, PairStatistics
@@ -73,7 +73,7 @@ def pair_sigmoid(
 
 
 def _select(op: str, a: Tensor, backend: str) -> Any:
-    return select(Problem(op, a.device.type, a.dtype), backend)
+    return module_for(op, a.device, a.dtype, (), backend)
 
 
 def _softmax_fwd(a: Tensor, b: Tensor | None, scale: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

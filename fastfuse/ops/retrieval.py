@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from fastfuse import reference
-from fastfuse.backends import Problem, select
+from fastfuse.backends import module_for
 from fastfuse.ops.registry import register
 
 
 def _topk(queries: Tensor, keys: Tensor, k: int, normalize: bool, backend: str) -> tuple[Tensor, Tensor]:
-    module = select(Problem("similarity_topk", queries.device.type, queries.dtype), backend)
+    module = module_for("similarity_topk", queries.device, queries.dtype, (), backend)
     return module.similarity_topk(queries, keys, k, normalize)
 
 
@@ -24,7 +24,7 @@ def _topk_fake(queries: Tensor, keys: Tensor, k: int, normalize: bool, backend: 
 def _ranks(
     queries: Tensor, keys: Tensor, positives: Tensor, first: Tensor, last: Tensor, normalize: bool, backend: str
 ) -> Tensor:
-    module = select(Problem("retrieval_ranks", queries.device.type, queries.dtype), backend)
+    module = module_for("retrieval_ranks", queries.device, queries.dtype, (), backend)
     return module.retrieval_ranks(queries, keys, positives, first, last, normalize)
 
 
