@@ -102,6 +102,11 @@ inline void add_bias(const AttentionProblem& p, const QueryTile& t, int64_t begi
   }
 }
 
+// Whether the batch shares a bias of which a (batch, key head) pair reads so little that it is in L2 for the next one.
+inline bool stays_in_cache(const AttentionProblem& p) {
+  return p.batch > 1 && p.bias_stride[0] == 0 && Stack(p).rows * p.seq_k <= (16 << 10);
+}
+
 // The tile's rows of bias from key `begin` on, to be asked for while the tile before is worked on.
 inline Ahead<2> bias_ahead(const AttentionProblem& p, const QueryTile& t, int64_t begin) {
   const int64_t *s = p.bias_stride, size = p.bias_dtype == DType::kFloat32 ? 4 : p.bias_dtype == DType::kBool ? 1 : 2;

@@ -280,9 +280,10 @@ struct BackwardTask {
         Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),
                             dq + i * plan.dq_tile, dq_started[i], beside);
       };
-      plan.shares_bias    ? add_keys(shared.ahead(bias, bias_sums, lanes))
-      : p.bias && !p.kept ? add_keys(bias_ahead(p, *t, last))
-                          : add_keys(Alone{});
+      !p.bias || stays_in_cache(p) ? add_keys(Alone{})
+      : plan.shares_bias           ? add_keys(shared.ahead(bias, bias_sums, lanes))
+      : !p.kept                    ? add_keys(bias_ahead(p, *t, last))
+                                   : add_keys(Alone{});
       dq_started[i] = true;
     }
   }

@@ -224,7 +224,7 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
                             work[i].started, beside);
       };
       const Stream values = stream_of(next_v, p.v.stride[2], max_of<int64_t>(Engine::kTileK / t.rows, 1));
-      if (p.bias) {
+      if (p.bias && !stays_in_cache(p)) {
         const auto [now, then] = bias_ahead(p, work[(i + 1) % tiles].tile, i + 1 < tiles ? key : last).streams;
         first ? add_values(Ahead<3>{{now, then, values}}) : add_values(Ahead<2>{{now, then}});
       } else {
