@@ -17,6 +17,7 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 struct Quad {
   vf at[4];
 };
+FF_INLINE int64_t quad_at(int i, int64_t v) { return i / 2 * kStrip + v + i % 2 * kLanes; }
 
 // Q with Q.at[i] = body(i)
 template <class Body>

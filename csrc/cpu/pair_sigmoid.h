@@ -37,38 +37,49 @@ struct SigmoidVisit {
     }
   }
 
-  // u = x / ln 2. Bounded: e = 2^u, softplus = log1p(e) and sigmoid = e / (1 + e) as they are. `largest`: of r, before
-  // two more rows.
+  // Of two rows first all e, then what follows from them: two short chains of operations overlap better than one long.
+  // u = x / ln 2. Bounded: e = 2^u, softplus = log1p(e) and sigmoid = e / (1 + e) as they are; else e = 2^-|u| is kept
+  // with u's sign. `largest`: of r, before two more rows.
   template <bool kBounded>
   void visit_plain(const TileAt& at, const float* products, const GradientTile& to, float largest) {
-    const vf bias = splat(p.bias * kLog2e), one = splat(1.0f);
+    const vf bias = splat(p.bias * kLog2e);
     const float factor = p.scale * kLog2e, *inverses = row_inverse + at.row, *col_inverses = col_inverse + at.col;
+    alignas(64) float exponentials[2 * kStrip];
     vf dscale{}, dbias{}, hinge{}, product[2] = {};  // r of the even and of the odd rows
     vwide loss{};
     const auto all = [&] { return fma(product[0], product[1], product[0]) + product[1]; };
     for (int64_t r = 0; r < kBlock; r += 2) {
-      vf row_dscale[2] = {};
+      const float* from = products + r * kStrip;
       for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
         const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
-        const Quad y =
-            quad([&](int i) { return load(products + (r + i / 2) * kStrip + v + i % 2 * kLanes) * col[i % 2]; });
-        const Quad u = quad([&](int i) { return fma(y.at[i], splat(inverses[r + i / 2] * factor), bias); });
+        const Quad u = quad([&](int i) {
+          return fma(load(from + quad_at(i, v)) * col[i % 2], splat(inverses[r + i / 2] * factor), bias);
+        });
         Quad e;
         if constexpr (kBounded) {
           e = exp2_plain(u);
         } else {
           hinge += sum(quad([&](int i) { return max(u.at[i], vf{}); }));
           e = exp2_plain(quad([&](int i) { return max(splat(-126.0f), (vf)((vi)u.at[i] | INT32_MIN)); }));  // NaN stays
+          e = quad([&](int i) { return (vf)((vi)e.at[i] | ((vi)u.at[i] & INT32_MIN)); });
         }
+        for (int i = 0; i < 4; i++) store(exponentials + quad_at(i, v), e.at[i]);
+      }
+      vf row_dscale[2] = {};
+      for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
+        const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
+        const Quad kept = quad([&](int i) { return load(exponentials + quad_at(i, v)); });
+        const Quad e = kBounded ? kept : quad([&](int i) { return absolute(kept.at[i]); });
+        const Quad share = quad([&](int i) { return (vf)_mm512_rcp14_ps((__m512)(splat(1.0f) + e.at[i])); });
         for (int i = 0; i < 4; i++) product[i / 2] = fma(product[i / 2], e.at[i], product[i / 2]) + e.at[i];
-        const Quad share = quad([&](int i) { return (vf)_mm512_rcp14_ps((__m512)(one + e.at[i])); });
         const Quad g = quad([&](int i) {
           const vf below = e.at[i] * share.at[i];
-          return kBounded ? below : select((vi)u.at[i] < 0, below, share.at[i]);
+          return kBounded ? below : select((vi)kept.at[i] < 0, below, share.at[i]);
         });
         dbias += sum(g);
-        for (int i = 0; i < 4; i++) row_dscale[i / 2] = fma(g.at[i], y.at[i], row_dscale[i / 2]);
-        to.put(r, v, quad([&](int i) { return g.at[i] * (col[i % 2] * splat(inverses[r + i / 2])); }));
+        const Quad dx = quad([&](int i) { return g.at[i] * col[i % 2]; });
+        for (int i = 0; i < 4; i++) row_dscale[i / 2] = fma(dx.at[i], load(from + quad_at(i, v)), row_dscale[i / 2]);
+        to.put(r, v, quad([&](int i) { return dx.at[i] * splat(inverses[r + i / 2]); }));
       }
       for (int h = 0; h < 2; h++) dscale = fma(row_dscale[h], splat(inverses[r + h]), dscale);
       if (lane_bits((vi)(all() > splat(largest)))) {
