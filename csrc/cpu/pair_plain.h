@@ -2,8 +2,9 @@
 // their gradients are rounded to bfloat16, so that a shorter exponential does; and they need no masks. Visitors take two
 // rows at once, whose gradients are written as the products read them.
 //
+//   Quad                       two vectors of each of two rows
 //   exp2_plain(u)              2^u for |u| <= 126, relative error 2.7e-6
-//   GradientTile::put(...)     a gradient of [2][2 kLanes] as rows and as pairs of rows
+//   GradientTile::put(...)     their gradients, as rows and as pairs of rows
 #pragma once
 
 #include "cpu/pair_features.h"
@@ -17,6 +18,7 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 struct Quad {
   vf at[4];
 };
+// Where they are in a tile whose first row is row 0.
 FF_INLINE int64_t quad_at(int i, int64_t v) { return i / 2 * kStrip + v + i % 2 * kLanes; }
 
 // Q with Q.at[i] = body(i)

@@ -24,12 +24,13 @@ struct SigmoidVisit {
   SigmoidSums* sums;  // [blocks of rows][strips]
 
 #if defined(__AVX512BF16__)
+  // At most: |scale c|, and what a row of a tile adds to log2 (r + 1).
+  const float reach = 1.001f * __builtin_fabsf(p.scale);
+  const float growth = kStrip / kLanes * __builtin_log2f(1 + __builtin_expf(reach + p.bias));
+
   bool plain(const TileAt& at) const { return labels.unmarked(at.row, at.strip); }
 
   void visit_plain(const TileAt& at, const float* products, const GradientTile& to) {
-    const float reach = 1.001f * __builtin_fabsf(p.scale);
-    const float growth =
-        kStrip / kLanes * __builtin_log2f(1 + __builtin_expf(reach + p.bias));  // of log2 (r + 1) in a row
     if (p.normalize && reach + __builtin_fabsf(p.bias) < 80 && growth < 50) {
       visit_plain<true>(at, products, to, __builtin_exp2f(100 - 2 * growth));
     } else {

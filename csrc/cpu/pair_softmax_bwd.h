@@ -85,7 +85,7 @@ struct SoftmaxGradientVisit {
       for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
         const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
         const Quad y = quad([&](int i) {
-          const From* at = from + (r + i / 2) * kStrip + v + i % 2 * kLanes;
+          const From* at = from + r * kStrip + quad_at(i, v);
           if constexpr (kFixed) {
             return load_integer(at);
           } else {
