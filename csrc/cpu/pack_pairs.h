@@ -5,6 +5,7 @@
 //   pack_pairs(src, stride, rows, cols, dst, ld)              dst[r / 2][c][r % 2] = src[r][c]     sum over rows
 //   pack_pairs_transposed(src, stride, rows, cols, dst, ld)   dst[c / 2][r][c % 2] = src[r][c]     sum over columns
 //   pair(a, b)                                                lanes (a, b) as one row of such pairs
+//   low_words(a, b)  high_words(a, b)                         what such pairs hold, of one of the two rows
 //
 // Padded with zeros: rows and columns to 16, summed rows to kPairDepth, summed columns to 32. src has any row stride; only [rows][cols] of it is read.
 #pragma once
@@ -31,6 +32,20 @@ FF_INLINE vf pair(vf a, vf b) {
 FF_INLINE vf_half pair(vf_half a, vf_half b) {
   const __m256i half = _mm256_set1_epi32(0x8000), low = _mm256_srli_epi32(_mm256_add_epi32((__m256i)a, half), 16);
   return (vf_half)_mm256_blend_epi16(low, _mm256_add_epi32((__m256i)b, half), 0xaa);
+}
+
+// The 16 lanes of a and the 16 of b, their low or their high halves.
+FF_INLINE __m512i low_words(__m512i a, __m512i b) {
+  return _mm512_permutex2var_epi16(a,
+                                   _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30,
+                                                    28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0),
+                                   b);
+}
+FF_INLINE __m512i high_words(__m512i a, __m512i b) {
+  return _mm512_permutex2var_epi16(a,
+                                   _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31,
+                                                    29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1),
+                                   b);
 }
 
 FF_INLINE __m512i load_row(const bf16* src, int64_t cols) {

@@ -58,11 +58,25 @@ FF_INLINE void store_fixed(int16_t* to, vf c) {
   __builtin_memcpy(to, &low, sizeof low);
 }
 
-FF_INLINE vf load_fixed(const int16_t* from) {
+#if defined(__AVX512BF16__)
+// The same of two vectors y, which times `unit` are c kFixedUnit.
+FF_INLINE void store_fixed(int16_t* to, vf first, vf second, vf unit) {
+  const vf magic = splat(0x1.8p23f);
+  _mm512_storeu_si512(to, low_words((__m512i)fma(first, unit, magic), (__m512i)fma(second, unit, magic)));
+}
+#endif
+
+// c kFixedUnit
+FF_INLINE vf load_integer(const int16_t* from) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)from)));
+#else
   typedef int16_t vs __attribute__((vector_size(kLanes * 2)));
   vs v;
   __builtin_memcpy(&v, from, sizeof v);
-  return __builtin_convertvector(__builtin_convertvector(v, vi), vf) * splat(1.0f / kFixedUnit);
+  return __builtin_convertvector(__builtin_convertvector(v, vi), vf);
+#endif
 }
+FF_INLINE vf load_fixed(const int16_t* from) { return load_integer(from) * splat(1.0f / kFixedUnit); }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -18,10 +18,80 @@ struct SigmoidSums {
 
 struct SigmoidVisit {
   const PairSigmoid& p;
-  const PairLabels& labels;
+  const PaddedLabels& labels;
   const float *row_inverse, *col_inverse;
   int64_t strips;
   SigmoidSums* sums;  // [blocks of rows][strips]
+
+#if defined(__AVX512BF16__)
+  // At most: |scale c|, and what a row of a tile adds to log2 (r + 1).
+  const float reach = 1.001f * __builtin_fabsf(p.scale);
+  const float growth = kStrip / kLanes * __builtin_log2f(1 + __builtin_expf(reach + p.bias));
+
+  bool plain(const TileAt& at) const { return labels.unmarked(at.row, at.strip); }
+
+  void visit_plain(const TileAt& at, const float* products, const GradientTile& to) {
+    if (p.normalize && reach + __builtin_fabsf(p.bias) < 80 && growth < 50) {
+      visit_plain<true>(at, products, to, __builtin_exp2f(100 - 2 * growth));
+    } else {
+      visit_plain<false>(at, products, to, 0x1p32f);
+    }
+  }
+
+  // Of two rows first all e, then what follows from them: two short chains of operations overlap better than one long.
+  // u = x / ln 2. Bounded: e = 2^u, softplus = log1p(e) and sigmoid = e / (1 + e) as they are; else e = 2^-|u| is kept
+  // with u's sign. `largest`: of r, before two more rows.
+  template <bool kBounded>
+  void visit_plain(const TileAt& at, const float* products, const GradientTile& to, float largest) {
+    const vf bias = splat(p.bias * kLog2e);
+    const float factor = p.scale * kLog2e, *inverses = row_inverse + at.row, *col_inverses = col_inverse + at.col;
+    alignas(64) float exponentials[2 * kStrip];
+    vf dscale{}, dbias{}, hinge{}, product[2] = {};  // r of the even and of the odd rows
+    vwide loss{};
+    const auto all = [&] { return fma(product[0], product[1], product[0]) + product[1]; };
+    for (int64_t r = 0; r < kBlock; r += 2) {
+      const float* from = products + r * kStrip;
+      for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
+        const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
+        const Quad u = quad([&](int i) {
+          return fma(load(from + quad_at(i, v)) * col[i % 2], splat(inverses[r + i / 2] * factor), bias);
+        });
+        Quad e;
+        if constexpr (kBounded) {
+          e = exp2_plain(u);
+        } else {
+          hinge += sum(quad([&](int i) { return max(u.at[i], vf{}); }));
+          e = exp2_plain(quad([&](int i) { return max(splat(-126.0f), (vf)((vi)u.at[i] | INT32_MIN)); }));  // NaN stays
+          e = quad([&](int i) { return (vf)((vi)e.at[i] | ((vi)u.at[i] & INT32_MIN)); });
+        }
+        for (int i = 0; i < 4; i++) store(exponentials + quad_at(i, v), e.at[i]);
+      }
+      vf row_dscale[2] = {};
+      for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
+        const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
+        const Quad kept = quad([&](int i) { return load(exponentials + quad_at(i, v)); });
+        const Quad e = kBounded ? kept : quad([&](int i) { return absolute(kept.at[i]); });
+        const Quad share = quad([&](int i) { return (vf)_mm512_rcp14_ps((__m512)(splat(1.0f) + e.at[i])); });
+        for (int i = 0; i < 4; i++) product[i / 2] = fma(product[i / 2], e.at[i], product[i / 2]) + e.at[i];
+        const Quad g = quad([&](int i) {
+          const vf below = e.at[i] * share.at[i];
+          return kBounded ? below : select((vi)kept.at[i] < 0, below, share.at[i]);
+        });
+        dbias += sum(g);
+        const Quad dx = quad([&](int i) { return g.at[i] * col[i % 2]; });
+        for (int i = 0; i < 4; i++) row_dscale[i / 2] = fma(dx.at[i], load(from + quad_at(i, v)), row_dscale[i / 2]);
+        to.put(r, v, quad([&](int i) { return dx.at[i] * splat(inverses[r + i / 2]); }));
+      }
+      for (int h = 0; h < 2; h++) dscale = fma(row_dscale[h], splat(inverses[r + h]), dscale);
+      if (lane_bits((vi)(all() > splat(largest)))) {
+        loss += widen(log1p_wide(all()));
+        product[0] = product[1] = vf{};
+      }
+    }
+    loss += widen(log1p_wide(all())) + widen(hinge) * double(kLn2);
+    sums[at.row / kBlock * strips + at.strip] = {reduce_add(loss), reduce_add_double(dscale), reduce_add_double(dbias)};
+  }
+#endif
 
   void operator()(const TileAt& at, const float*, float* tile) {
     const vf scale = splat(p.scale), bias = splat(p.bias);
@@ -77,7 +147,7 @@ void sigmoid_loss(const PairSigmoid& p, const ThreadPool& pool) {
   const int64_t tiles = ceil_div(a.n, kBlock) * b.strips;
   Buffer<SigmoidSums> sums(tiles, true);
   Gradients<T> gradients(a, b, p.da, p.db, DType::kFloat32, p.scale);
-  SigmoidVisit visit{p, padded.labels, a.inverse.get(), b.inverse.get(), b.strips, sums.get()};
+  SigmoidVisit visit{p, padded, a.inverse.get(), b.inverse.get(), b.strips, sums.get()};
   sweep(a, b, gradients, Kept(), gradients.rows, pool, visit);
   SigmoidSums total;
   for (int64_t t = 0; t < tiles; t++) {

@@ -39,7 +39,7 @@ struct LineGradient {
 template <bool kCols, bool kSkip, bool kShared>
 struct SoftmaxGradientVisit {
   const PairSoftmaxBwd& p;
-  const PairLabels& labels;
+  const PaddedLabels& labels;
   const float *row_inverse, *col_inverse;
   const Kept& kept;
   const LineGradient &rows, &cols;
@@ -56,6 +56,60 @@ struct SoftmaxGradientVisit {
       visit<false, false>(at, products, dx);
     }
   }
+
+#if defined(__AVX512BF16__)
+  bool plain(const TileAt& at) const { return kShared && p.label_smoothing == 0 && labels.unmarked(at.row, at.strip); }
+
+  void visit_plain(const TileAt& at, const float* products, const GradientTile& dx) {
+    const int16_t* cosines = kept.serves(at.row, at.strip) ? kept.cosines(at.row, at.strip) : nullptr;
+    if (kCols) {
+      cosines ? visit_plain<true>(at, cosines, dx) : visit_plain<true>(at, products, dx);
+    } else {
+      cosines ? visit_plain<false>(at, cosines, dx) : visit_plain<false>(at, products, dx);
+    }
+  }
+
+  // From: int16_t, cosines as they were kept, or float, products.
+  template <bool kWithCols, class From>
+  void visit_plain(const TileAt& at, const From* from, const GradientTile& dx) {
+    constexpr bool kFixed = sizeof(From) == 2;
+    const From* next = kFixed && kept.data ? (const From*)kept.cosines(at.row + kBlock, at.strip) : from;
+    const float *inverses = row_inverse + at.row, *shared = rows.shared.get() + at.row;
+    const float *col_inverses = col_inverse + at.col, *col_shared = kWithCols ? cols.shared.get() + at.col : nullptr;
+    const float exponent = p.scale * kLog2e;
+    vf dscale_lanes{};
+    for (int64_t r = 0; r < kBlock; r += 2) {
+      vf row_dscale[2] = {};
+      const float factor[2] = {kFixed ? 1.0f / kFixedUnit : inverses[r],
+                               kFixed ? 1.0f / kFixedUnit : inverses[r + 1]};  // c over y
+      for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
+        const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
+        const Quad y = quad([&](int i) {
+          const From* at = from + r * kStrip + quad_at(i, v);
+          if constexpr (kFixed) {
+            return load_integer(at);
+          } else {
+            return load(at) * col[i % 2];
+          }
+        });
+        if (kFixed) {
+          __builtin_prefetch(next + r * kStrip + v);
+          __builtin_prefetch(next + (r + 1) * kStrip + v);
+        }
+        const Quad e = exp2_plain(quad([&](int i) { return y.at[i] * splat(factor[i / 2] * exponent); }));
+        const Quad g = quad([&](int i) {
+          const vf weight = splat(shared[r + i / 2]);
+          return e.at[i] * (kWithCols ? weight + load(col_shared + v + i % 2 * kLanes) : weight);
+        });
+        for (int i = 0; i < 4; i++) row_dscale[i / 2] = fma(g.at[i], y.at[i], row_dscale[i / 2]);
+        dx.put(r, v, quad([&](int i) { return g.at[i] * (col[i % 2] * splat(inverses[r + i / 2])); }));
+      }
+      for (int h = 0; h < 2; h++) dscale_lanes = fma(row_dscale[h], splat(factor[h]), dscale_lanes);
+    }
+    const bool square = kWithCols && p.symmetric && !at.mirrored;  // holds each pair twice
+    dscale[at.row / kBlock * strips + at.strip] = reduce_add_double(dscale_lanes) * (square ? 0.5 : 1.0);
+  }
+#endif
 
   // kSquare: both directions' gradients of a tile that holds each pair twice.
   template <bool kWithCols, bool kSquare>
@@ -130,7 +184,7 @@ void softmax_gradients(const PairSoftmaxBwd& p, const ThreadPool& pool) {
   Buffer<double> dscale(blocks * b.strips, true);
   Gradients<T> gradients(a, b, p.da, p.db, p.a.dtype, float(p.unit * p.scale));
   SoftmaxGradientVisit<kCols, kSkip, kShared> visit{p,
-                                                    padded.labels,
+                                                    padded,
                                                     a.inverse.get(),
                                                     b.inverse.get(),
                                                     kept,

@@ -55,14 +55,15 @@ struct Lines {
 template <bool kCols, bool kSkip, bool kShared>
 struct SoftmaxVisit {
   const PairSoftmaxFwd& p;
-  const PairLabels& labels;
+  const PaddedLabels& labels;
   const float *row_inverse, *col_inverse;
   const Kept& kept;
   Lines rows, cols;
   int64_t chunk_rows;
-  Lines parts;  // [strips][chunk_rows]: the chunk's rows, one strip each
+  Lines parts;              // [strips][chunk_rows]: the chunk's rows, one strip each
+  Buffer<bool> only_small;  // [strips][chunk_rows / kBlock]: parts of plain tiles
 
-  SoftmaxVisit(const PairSoftmaxFwd& p, const PairLabels& labels, const float* row_inverse, const float* col_inverse,
+  SoftmaxVisit(const PairSoftmaxFwd& p, const PaddedLabels& labels, const float* row_inverse, const float* col_inverse,
                const Kept& kept, int64_t strips, int64_t chunk_rows)
       : p(p),
         labels(labels),
@@ -72,7 +73,8 @@ struct SoftmaxVisit {
         rows(round_up(p.a.rows, kPanel)),
         cols(kCols ? strips * kStrip : 0),
         chunk_rows(chunk_rows),
-        parts(strips * chunk_rows) {}
+        parts(strips * chunk_rows),
+        only_small(strips * chunk_rows / kBlock, true) {}
 
   void operator()(const TileAt& at, const float* tile, float*) {
     if (kCols && (!p.symmetric || at.mirrored)) {
@@ -82,8 +84,56 @@ struct SoftmaxVisit {
     }
   }
 
+#if defined(__AVX512BF16__)
+  bool plain(const TileAt& at) const { return kShared && !p.uniform && labels.unmarked(at.row, at.strip); }
+
+  void visit_plain(const TileAt& at, const float* tile, const GradientTile&) {
+    if (kCols && (!p.symmetric || at.mirrored)) {
+      visit_plain<true>(at, tile);
+    } else {
+      visit_plain<false>(at, tile);
+    }
+    only_small.get()[(at.slot * chunk_rows + at.row - at.chunk) / kBlock] = true;
+  }
+
+  template <bool kWithCols>
+  void visit_plain(const TileAt& at, const float* tile) {
+    alignas(64) float col_small[kStrip] = {};
+    int16_t* cosines = kept.cosines(at.row, at.strip);
+    double* sums = parts.small.get() + at.slot * chunk_rows + at.row - at.chunk;
+    const float *inverses = row_inverse + at.row, *col_inverses = col_inverse + at.col;
+    const float factor = p.scale * kLog2e;
+    for (int64_t r = 0; r < kBlock; r += 2) {
+      vf small[2] = {};
+      for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
+        const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
+        const Quad y = quad([&](int i) { return load(tile + r * kStrip + quad_at(i, v)) * col[i % 2]; });
+        const Quad e = exp2_plain(quad([&](int i) { return y.at[i] * splat(inverses[r + i / 2] * factor); }));
+        for (int h = 0; h < 2; h++) {
+          if (cosines) {
+            store_fixed(cosines + (r + h) * kStrip + v, y.at[2 * h], y.at[2 * h + 1],
+                        splat(inverses[r + h] * kFixedUnit));
+          }
+          small[h] += e.at[2 * h] + e.at[2 * h + 1];
+        }
+        if (kWithCols) {
+          store(col_small + v, load(col_small + v) + (e.at[0] + e.at[2]));
+          store(col_small + v + kLanes, load(col_small + v + kLanes) + (e.at[1] + e.at[3]));
+        }
+      }
+      sums[r] = reduce_add(small[0]);
+      sums[r + 1] = reduce_add(small[1]);
+    }
+    if (cosines) kept.exact(at.row, at.strip) = false;  // kSharedBound is below kKeptBound
+    if (kWithCols) {
+      for (int64_t v = 0; v < kStrip; v++) cols.small.get()[at.col + v] += col_small[v];
+    }
+  }
+#endif
+
   template <bool kWithCols>
   void visit(const TileAt& at, const float* tile) {
+    only_small.get()[(at.slot * chunk_rows + at.row - at.chunk) / kBlock] = false;
     alignas(64) float col_small[kStrip] = {};
     int16_t* cosines = kept.cosines(at.row, at.strip);
     uint32_t exact = at.cols % kLanes || !(__builtin_fabsf(p.scale) <= kKeptBound) || !p.normalize;  // see pair_kept.h
@@ -164,6 +214,10 @@ struct SoftmaxVisit {
         vf top = splat(kHidden), rest{};
         for (int64_t slot = chunk.first_slot(i); slot < chunk.slots; slot++) {
           const int64_t part = slot * chunk_rows + r;
+          if (only_small.get()[part / kBlock]) {
+            for (int64_t l = 0; l < kLanes; l++) rows.small.get()[i + l] += parts.small.get()[part + l];
+            continue;
+          }
           merge(load(parts.top.get() + part), load(parts.rest.get() + part), top, rest);
           for (int64_t l = 0; l < kLanes; l++) {
             rows.positive_sum.get()[i + l] += parts.positive_sum.get()[part + l];
@@ -225,7 +279,7 @@ void softmax_statistics(const PairSoftmaxFwd& p, const ThreadPool& pool) {
   Gradients<T> none(a, b, nullptr, nullptr, p.a.dtype, 0.0f);
   const int64_t rows = chunk_rows(a.n, b.strips, Lines::kBytes);
   const Kept kept(p, p.kept, true);
-  SoftmaxVisit<kCols, kSkip, kShared> visit(p, padded.labels, a.inverse.get(), b.inverse.get(), kept, b.strips, rows);
+  SoftmaxVisit<kCols, kSkip, kShared> visit(p, padded, a.inverse.get(), b.inverse.get(), kept, b.strips, rows);
   sweep(a, b, none, kept, rows, pool, visit);
   if (p.symmetric) visit.join_mirrored(a.n);
   write_statistics(visit.rows, a.n, b.n, p.uniform, p.rows);

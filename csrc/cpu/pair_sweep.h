@@ -6,7 +6,8 @@
 //       for each panel of kPanel rows of the chunk
 //         for each block of rows of the panel
 //           tile[kBlock][kStrip] = rows . columns^T   in L1
-//           visit(tile)                               statistics, or the products become dx * inverse_i * inverse_j
+//           visit(tile)                               statistics, or the products become dx * inverse_i * inverse_j;
+//                                                     in bfloat16 most tiles are plain (pair_plain.h)
 //         db[strip] += dx^T rows
 //     for each block of rows of the chunk             in parallel
 //       da[block] = sum over strips of dx . columns   in L2, written as the result
@@ -21,6 +22,7 @@
 
 #include "cpu/arena.h"
 #include "cpu/pair_kept.h"
+#include "cpu/pair_plain.h"
 #include "cpu/pair_products.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
@@ -80,16 +82,13 @@ struct Gradients {
 };
 
 #if defined(__AVX512BF16__)
-// A tile of dx as bfloat16 rows and as pairs of rows; what lies outside of it is 0.
-FF_INLINE void narrow_tile(float* tile, int64_t rows, int64_t cols, bf16* to, bf16* pairs) {
+// A tile of dx in bfloat16; what lies outside of it is 0.
+FF_INLINE void narrow_tile(float* tile, int64_t rows, int64_t cols, const GradientTile& to) {
   __builtin_memset(tile + rows * kStrip, 0, size_t((kBlock - rows) * kStrip) * sizeof(float));
-  for (int64_t i = 0; i < kBlock; i += 2) {
-    for (int64_t j = 0; j < round_up(cols, 32); j += kLanes) {
-      const vf even = j < cols ? load(tile + i * kStrip + j) : vf{};
-      const vf odd = j < cols ? load(tile + (i + 1) * kStrip + j) : vf{};
-      store_as(to + i * kStrip + j, even);
-      store_as(to + (i + 1) * kStrip + j, odd);
-      store((float*)(pairs + i * kStrip + 2 * j), pair(even, odd));
+  for (int64_t r = 0; r < kBlock; r += 2, tile += 2 * kStrip) {
+    for (int64_t v = 0; v < cols; v += 2 * kLanes) {
+      const bool both = v + kLanes < cols;
+      to.put(r, v, quad([&](int i) { return i % 2 && !both ? vf{} : load(tile + quad_at(i, v)); }));
     }
   }
 }
@@ -124,12 +123,19 @@ void strip_task(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, con
         Products<T>::logits(a.row(row), a.ld, at.rows, b.strip(strip), cols, a.dim, products,
                             dx ? a.summed_row(row) : nullptr);
       }
-      visit(at, products, tile);
 #if defined(__AVX512BF16__)
       if constexpr (sizeof(T) == 2) {
-        if (dx) narrow_tile(tile, at.rows, cols, dx + r * kStrip, pairs + r * kStrip);
+        const GradientTile to = dx ? GradientTile{dx + r * kStrip, pairs + r * kStrip} : GradientTile{};
+        if (at.rows == kBlock && cols == kStrip && visit.plain(at)) {
+          visit.visit_plain(at, products, to);
+          continue;
+        }
+        visit(at, products, tile);
+        if (dx) narrow_tile(tile, at.rows, cols, to);
+        continue;
       }
 #endif
+      visit(at, products, tile);
     }
     const int64_t row = chunk.first + panel, counted = chunk.symmetric ? min_of(panel_rows, col - row) : panel_rows;
     if (gradients.columns && counted > 0) {
@@ -225,7 +231,8 @@ void column_gradient_task(const Side<T>& b, const Gradients<T>& gradients, int64
 }
 
 // visit(TileAt, const float* products, float* dx) for every tile, which may be the same memory; a tile that `kept` serves
-// as int16 has no products. visit.end_chunk(pool, chunk) after each chunk of `rows` rows.
+// as int16 has no products. bf16: visit.visit_plain(TileAt, products, GradientTile) instead for whole tiles that
+// visit.plain(TileAt) accepts. visit.end_chunk(pool, chunk) after each chunk of `rows` rows.
 template <class T, class Visit>
 void sweep(const Side<T>& a, const Side<T>& b, Gradients<T>& gradients, const Kept& kept, int64_t rows,
            const ThreadPool& pool, Visit& visit) {
