@@ -128,13 +128,15 @@ def _flush_memory() -> Tensor:
 def peak_mib(call: Callable[[], object]) -> float | None:
     """MiB that are needed at most during the call beyond what was there before, its results included.
 
-    On a CPU what the process grows by, None where Linux does not tell; scratch memory that a library keeps from an
-    earlier call is not counted again. On a GPU what torch's allocator gives out.
+    On a CPU what the process grows by, None where Linux does not tell; what fastfuse keeps from earlier calls is given
+    back first, so that it counts. On a GPU what torch's allocator gives out.
     """
     if _device == "cuda":
         return _peak_allocated_mib(call)
     if not _STATUS.exists():
         return None
+    if cpu.unavailable() is None:
+        cpu.empty_cache()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     before = _status_kib("VmRSS")
