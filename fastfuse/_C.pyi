@@ -12,6 +12,7 @@ pair_softmax_fwd: Callable[..., Any]
 pair_softmax_fwd_kept: Callable[..., Any]
 pair_softmax_bwd: Callable[..., Any]
 pair_sigmoid: Callable[..., Any]
+scaled: Callable[..., Any]
 similarity_topk: Callable[..., Any]
 retrieval_ranks: Callable[..., Any]
 

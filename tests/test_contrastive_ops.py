@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from platforms import USABLE
+from platforms import PLATFORMS, USABLE, Platform
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -68,6 +68,20 @@ def test_torch_func(loss: Callable[..., Tensor]) -> None:
     grads = torch.func.grad(loss, argnums=(0, 1, 2))(*x)
     _, forward = torch.func.jvp(loss, x, x)
     torch.testing.assert_close(forward, sum((g * t).sum() for g, t in zip(grads, x, strict=True)))
+
+
+@pytest.mark.parametrize("platform", [p for p in PLATFORMS if p.serves("scaled")], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gradients_are_scaled_and_rounded_once(platform: Platform, dtype: torch.dtype) -> None:
+    a, b = (torch.randn(67, 259).to(dtype).requires_grad_() for _ in range(2))  # more than one chunk, and a tail
+    with platform.active():
+        loss = ff.siglip_loss(a, b, torch.tensor(10.0), torch.tensor(-10.0), backend=platform.backend)
+        unit = torch.autograd.grad(loss, (a, b), retain_graph=True)
+        grads = torch.autograd.grad(loss, (a, b), torch.tensor(4.0))
+    for one, four in zip(unit, grads, strict=True):
+        assert four.dtype == dtype
+        normal = one.abs() > torch.finfo(dtype).smallest_normal  # below, four times a rounded number is another
+        assert torch.equal((4 * one)[normal], four[normal])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -191,6 +191,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> sigmoid(const Tensor& a, cons
   return {loss, da, db, dscale, dbias};
 }
 
+// (factor x).to(dtype)
+Tensor scaled(const Tensor& x, const Tensor& factor, at::ScalarType dtype) {
+  check_dtype(x, at::kFloat, "x");
+  TORCH_CHECK_VALUE(x.is_cpu() && x.is_contiguous(), "x: expected a contiguous CPU tensor");
+  const Tensor result = new_tensor(x.sizes(), x.options().dtype(dtype));
+  const Scaled p{x.const_data_ptr<float>(), x.numel(), scalar_of(factor, "factor"), result.data_ptr(),
+                 dtype_of(result, "dtype")};
+  py::gil_scoped_release release;
+  cpu::scaled(p, torch_threads());
+  return result;
+}
+
 }  // namespace
 
 void register_pair(py::module& m) {
@@ -198,6 +210,7 @@ void register_pair(py::module& m) {
   m.def("pair_softmax_fwd_kept", &softmax_fwd<true>);
   m.def("pair_softmax_bwd", &softmax_bwd);
   m.def("pair_sigmoid", &sigmoid);
+  m.def("scaled", &scaled);
 }
 
 }  // namespace fastfuse

@@ -40,6 +40,7 @@ int64_t pair_kept_bytes(const PairProblem& p) {
 void pair_softmax_fwd(const PairSoftmaxFwd& params, const ThreadPool& pool) { kernels().softmax_fwd(params, pool); }
 void pair_softmax_bwd(const PairSoftmaxBwd& params, const ThreadPool& pool) { kernels().softmax_bwd(params, pool); }
 void pair_sigmoid(const PairSigmoid& params, const ThreadPool& pool) { kernels().sigmoid(params, pool); }
+void scaled(const Scaled& params, const ThreadPool& pool) { kernels().scaled(params, pool); }
 void similarity_topk(const TopkParams& params, const ThreadPool& pool) { kernels().topk(params, pool); }
 void retrieval_ranks(const RanksParams& params, const ThreadPool& pool) { kernels().ranks(params, pool); }
 

@@ -10,6 +10,7 @@ struct PairKernels {
   void (*softmax_fwd)(const PairSoftmaxFwd&, const ThreadPool&);
   void (*softmax_bwd)(const PairSoftmaxBwd&, const ThreadPool&);
   void (*sigmoid)(const PairSigmoid&, const ThreadPool&);
+  void (*scaled)(const Scaled&, const ThreadPool&);
   void (*topk)(const TopkParams&, const ThreadPool&);
   void (*ranks)(const RanksParams&, const ThreadPool&);
 };

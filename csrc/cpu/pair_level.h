@@ -6,6 +6,7 @@
 #include "cpu/pair_softmax_bwd.h"
 #include "cpu/pair_softmax_fwd.h"
 #include "cpu/ranks.h"
+#include "cpu/scaled.h"
 #include "cpu/topk.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
@@ -35,6 +36,7 @@ const PairKernels pair_kernels = {
     [](const PairSigmoid& p, const ThreadPool& pool) {
       in_bfloat16(p.a) ? sigmoid_loss<Narrow>(p, pool) : sigmoid_loss<float>(p, pool);
     },
+    [](const Scaled& p, const ThreadPool& pool) { scale_to(p, pool); },
     [](const TopkParams& p, const ThreadPool& pool) {
       in_bfloat16(p.queries) ? topk<Narrow>(p, pool) : topk<float>(p, pool);
     },

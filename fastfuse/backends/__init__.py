@@ -6,6 +6,7 @@ A backend is a module of this package with
     unavailable() -> str | None            why it can not be used at all on this machine, or None
     reasons(problem) -> list[str]          why it can not serve this problem; empty when it can
     <op>(...)                              one function for each op it serves, called with the op's arguments
+    scaled                                 optional: (factor * float32 tensor).to(dtype) in one pass
     <name>_fwd_kept, <name>_bwd_kept       optional: the forward returns one tensor more (uint8, perhaps empty), for a
                                            backward of the same backend, which takes it last; for speed only
     attention                              optional: attention_fwd with autograd of its own, for a call that nobody

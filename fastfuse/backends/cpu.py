@@ -47,6 +47,7 @@ if _missing is None:
     pair_softmax_fwd_kept = _C.pair_softmax_fwd_kept
     pair_softmax_bwd_kept = _C.pair_softmax_bwd
     pair_sigmoid = _C.pair_sigmoid
+    scaled = _C.scaled
     similarity_topk = _C.similarity_topk
     retrieval_ranks = _C.retrieval_ranks
 

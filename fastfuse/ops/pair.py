@@ -208,7 +208,7 @@ class PairSigmoid(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:8], *output[1:])
-        ctx.options = inputs[8:10]
+        ctx.options, ctx.backend = inputs[8:10], inputs[11]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
@@ -226,8 +226,17 @@ class PairSigmoid(torch.autograd.Function):
 
             grads = _formula_grads(loss, dloss, inputs, needs)
         else:
-            grads = [(dloss * unit).to(t.dtype) for unit, t in zip(units, inputs, strict=True)]
+            grads = [_scaled(unit, dloss, t.dtype, ctx.backend) for unit, t in zip(units, inputs, strict=True)]
         return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 8)
+
+
+def _scaled(unit: Tensor, factor: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    """(factor * unit).to(dtype), in one pass where the backend has a kernel for it."""
+    if unit.dim() == 2 and unit.dtype == torch.float32 and is_plain(unit):
+        kernels = module_for("pair_sigmoid", unit.device, dtype, (), backend)
+        if hasattr(kernels, "scaled"):
+            return kernels.scaled(unit, factor, dtype)
+    return (factor * unit).to(dtype)
 
 
 def _loss_sum(statistics: PairStatistics, label_smoothing: float) -> Tensor:

@@ -66,6 +66,15 @@ struct PairSigmoid : PairProblem {
   double *dscale, *dbias;  // [1]; both are set when the gradient of either matrix or of them is wanted
 };
 
+// to = factor from, rounded to `dtype`.
+struct Scaled {
+  const float* from;  // [count]
+  int64_t count;
+  float factor;
+  void* to;  // [count]
+  DType dtype;
+};
+
 namespace cpu {
 
 // Bytes that a forward may leave to its backward, see pair_kept.h; 0 where they would be more than kKeptBytes.
@@ -74,6 +83,7 @@ int64_t pair_kept_bytes(const PairProblem& problem);
 void pair_softmax_fwd(const PairSoftmaxFwd& params, const ThreadPool& pool);
 void pair_softmax_bwd(const PairSoftmaxBwd& params, const ThreadPool& pool);
 void pair_sigmoid(const PairSigmoid& params, const ThreadPool& pool);
+void scaled(const Scaled& params, const ThreadPool& pool);
 
 }  // namespace cpu
 }  // namespace fastfuse
