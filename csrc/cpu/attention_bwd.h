@@ -211,6 +211,13 @@ struct BackwardTask {
     return batch * p.kv_heads + kv_head;
   }
 
+  // What the next pair's query tile i reads.
+  Ahead<3> next_queries(int64_t i) const {
+    const int64_t batch = next_pair / p.kv_heads, kv_head = next_pair % p.kv_heads;
+    const auto rows = [&](const Rows& x) { return coming_rows<T>(p, x, batch, kv_head, i * kTileQ); };
+    return {{rows(p.q), rows(p.dout), rows(p.out)}};
+  }
+
   // The tile of keys after the one at `key`.
   struct NextKeys {
     Stream k, v;
@@ -280,10 +287,11 @@ struct BackwardTask {
         Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),
                             dq + i * plan.dq_tile, dq_started[i], beside);
       };
-      !p.bias || stays_in_cache(p) ? add_keys(Alone{})
-      : plan.shares_bias           ? add_keys(shared.ahead(bias, bias_sums, lanes))
-      : !p.kept                    ? add_keys(bias_ahead(p, *t, last))
-                                   : add_keys(Alone{});
+      if (p.bias && !stays_in_cache(p) && (plan.shares_bias || !p.kept)) {
+        add_keys(plan.shares_bias ? shared.ahead(bias, bias_sums, lanes) : bias_ahead(p, *t, last));
+      } else {
+        dq_started[i] ? add_keys(Alone{}) : add_keys(next_queries(i));
+      }
       dq_started[i] = true;
     }
   }

@@ -188,6 +188,10 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
   begin = keys_begin + max_of<int64_t>(begin - keys_begin, 0) / Engine::kTileK * Engine::kTileK;
   end = min_of(end, keys_end);
 
+  const Pair after(p, plan, min_of(pair + 1, p.batch * p.kv_heads - 1));
+  const bool last_block = block + 1 == plan.blocks;
+  const Stream next_queries = last_block ? coming_rows<T>(p, p.q, after.batch, after.kv_head, 0)
+                                         : coming_rows<T>(p, p.q, batch, kv_head, (first_tile + tiles) * kTileQ);
   for (int64_t key = begin; key < end; key += Engine::kTileK) {
     const int64_t last = min_of(key + Engine::kTileK, end);
     const Operand<Packed> k = Engine::rows_operand(row_of<T>(p.k, batch, kv_head, key), p.k.stride[2], last - key,
@@ -195,10 +199,10 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     const Operand<Packed> v =
         Engine::sum_operand(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], last - key, p.dim_v, value_scratch);
     const bool more = last < end;  // of this pair's keys
-    const Pair next(p, plan, more ? pair : min_of(pair + 1, p.batch * p.kv_heads - 1));
-    const int64_t soon = more ? last : 0;
-    const T *next_k = row_of<T>(p.k, next.batch, next.kv_head, soon),
-            *next_v = row_of<T>(p.v, next.batch, next.kv_head, soon);
+    const int64_t next_batch = more ? batch : after.batch, next_head = more ? kv_head : after.kv_head,
+                  soon = more ? last : 0;
+    const T *next_k = row_of<T>(p.k, next_batch, next_head, soon),
+            *next_v = row_of<T>(p.v, next_batch, next_head, soon);
     Ahead<2> ahead = {{stream_of(next_k, p.k.stride[2]), stream_of(scores, 0)}};
     bool first = true;
     for (int64_t i = 0; i < tiles; i++) {
@@ -227,6 +231,8 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
       if (p.bias && !stays_in_cache(p)) {
         const auto [now, then] = bias_ahead(p, work[(i + 1) % tiles].tile, i + 1 < tiles ? key : last).streams;
         first ? add_values(Ahead<3>{{now, then, values}}) : add_values(Ahead<2>{{now, then}});
+      } else if (first && !work[i].started) {
+        add_values(Ahead<2>{{values, next_queries}});
       } else {
         first ? add_values(Ahead<1>{{values}}) : add_values(Alone{});
       }

@@ -91,6 +91,13 @@ TileRows<T> tile_rows(const Rows& x, int64_t dim, const QueryTile& t, T* scratch
   return {scratch, dim};
 }
 
+// Rows of the stack of (batch, kv_head) from `row` on, to be asked for while another tile is worked on.
+template <class T>
+Stream coming_rows(const AttentionProblem& p, const Rows& x, int64_t batch, int64_t kv_head, int64_t row) {
+  const int64_t head = kv_head * Stack(p).group + row / p.seq_q;
+  return stream_of(row_of<T>(x, batch, head, row % p.seq_q), x.stride[2]);
+}
+
 // Scratch for the weights of a tile; null where they overwrite their scores.
 template <class Engine>
 typename Engine::Packed* take_weights(Arena& arena) {
