@@ -220,6 +220,7 @@ struct BackwardTask {
 
   // The tile of keys after the one at `key`.
   struct NextKeys {
+    bool same_pair;
     Stream k, v;
     int64_t rows;  // how far on, in rows of all pairs
   };
@@ -227,7 +228,7 @@ struct BackwardTask {
     const int64_t pair = t->row / stack_rows, soon = key + Engine::kTileK;
     const bool more = soon < p.seq_k;
     const int64_t next = more ? pair : next_pair, row = more ? soon : 0;
-    return {stream_of(row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, row), p.k.stride[2]),
+    return {more, stream_of(row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, row), p.k.stride[2]),
             stream_of(row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, row), p.v.stride[2]),
             (next - pair) * p.seq_k + row - key};
   }
@@ -261,8 +262,8 @@ struct BackwardTask {
     };
     if (p.kept) {
       const int64_t place = kept.at(t->row / stack_rows, i, t->lanes, key);
-      const bool more = key + Engine::kTileK < p.seq_k;
-      const Stream soon = stream_of(kept.tile(more ? place + lanes : kept.at(next_pair, 0, t->lanes, 0)), lanes);
+      const Stream soon =
+          stream_of(kept.tile(next.same_pair ? place + lanes : kept.at(next_pair, 0, t->lanes, 0)), lanes);
       i > 0 ? find_dp(Ahead<1>{{soon}}) : find_dp(Ahead<3>{{soon, next.k, next.v}});
       tile.take_kept(Engine::template weights<true, false>(nullptr, lanes, kept.tile(place)), kept.references + place,
                      lanes);

@@ -17,10 +17,6 @@ struct GradientTile {
   using DsWeights = typename Engine::template Weights<true, true>;
   using Kept = typename Engine::template Weights<true, false>;
   enum class From { kScores, kKept, kProbabilities };  // what there is of P
-  template <From kValue>
-  struct FromConstant {
-    static constexpr From kFrom = kValue;
-  };
 
   const AttentionBackward& p;
   const ScoreUnits units;
@@ -91,13 +87,13 @@ struct GradientTile {
     for (int lane = 0; lane < t.lanes; lane += kLanes) {
       if (whole) find_probabilities<kFrom>(n, t.lanes, lane);
       const auto column = [&](auto from) {
-        constexpr From kColumn = decltype(from)::kFrom;
+        constexpr From kColumn = decltype(from)::value;
         const auto gradients = bare && sums ? &GradientTile::gradient_column<kColumn, true, true>
                                : bare       ? &GradientTile::gradient_column<kColumn, true, false>
                                             : &GradientTile::gradient_column<kColumn, false, false>;
         (this->*gradients)(n, t.lanes, lane, p_weights, ds_weights, sums);
       };
-      whole ? column(FromConstant<From::kProbabilities>{}) : column(FromConstant<kFrom>{});
+      whole ? column(Constant<From::kProbabilities>{}) : column(Constant<kFrom>{});
     }
     p_weights.finish(n);
     ds_weights.finish(n);

@@ -64,9 +64,9 @@ constexpr float kInf = __builtin_inff();
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-template <int kValue>
+template <auto kValue>
 struct Constant {
-  static constexpr int value = kValue;
+  static constexpr auto value = kValue;
 };
 template <class T>
 FF_INLINE T min_of(T a, T b) {

@@ -40,8 +40,6 @@ def reasons(problem: Problem) -> list[str]:
 if _missing is None:
     attention = _C.attention
     attention_fwd = _C.attention_fwd
-    attention_fwd_kept = _C.attention_fwd_kept
-    attention_bwd_kept = _C.attention_bwd
     attention_map = _C.attention_map
     pair_softmax_fwd = _C.pair_softmax_fwd
     pair_softmax_fwd_kept = _C.pair_softmax_fwd_kept
@@ -52,7 +50,7 @@ if _missing is None:
     retrieval_ranks = _C.retrieval_ranks
 
     def attention_bwd(*args: Any) -> list[Tensor]:
-        return attention_bwd_kept(*args, None)
+        return _C.attention_bwd(*args, None)
 
     def pair_softmax_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         return pair_softmax_bwd_kept(*args, None)
