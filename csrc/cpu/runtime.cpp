@@ -107,18 +107,19 @@ struct Scratch {
 };
 
 struct Queue {
-  int64_t next, count, each;  // each: consecutive tasks that a worker takes at once
+  int64_t next, count, shares;  // a worker takes 1 / shares of the tasks that are left, which ends evenly
   void (*task)(void*, int64_t, int);
   void* context;
 };
 
 void serve(void* argument, int worker) {
   Queue& queue = *static_cast<Queue*>(argument);
-  for (;;) {
-    const int64_t first = __atomic_fetch_add(&queue.next, queue.each, __ATOMIC_RELAXED);
-    if (first >= queue.count) return;
-    const int64_t last = first + queue.each < queue.count ? first + queue.each : queue.count;
+  int64_t first = __atomic_load_n(&queue.next, __ATOMIC_RELAXED);
+  while (first < queue.count) {
+    const int64_t share = (queue.count - first) / queue.shares, last = first + (share > 1 ? share : 1);
+    if (!__atomic_compare_exchange_n(&queue.next, &first, last, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue;
     for (int64_t index = first; index < last; index++) queue.task(queue.context, index, worker);
+    first = __atomic_load_n(&queue.next, __ATOMIC_RELAXED);
   }
 }
 
@@ -148,8 +149,7 @@ void parallel_for(const ThreadPool& pool, int64_t count, void (*task)(void*, int
     for (int64_t i = 0; i < count; i++) task(context, i, 0);
     return;
   }
-  const int64_t shares = 16 * int64_t(pool.threads);
-  Queue queue{0, count, count > shares ? count / shares : 1, task, context};
+  Queue queue{0, count, 4 * int64_t(pool.threads), task, context};
   pool.run(count < pool.threads ? int(count) : pool.threads, serve, &queue);
 }
 
