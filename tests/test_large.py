@@ -33,6 +33,20 @@ def causal(case: AttentionCase) -> ff.KeySpan:
     return ff.KeySpan.causal(case.Sq, case.Sk)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_key_gradients_that_caches_do_not_hold(dtype: torch.dtype) -> None:
+    quarter = 4 * 4 // dtype.itemsize  # of the batches: its dk and dv are written by other stores
+    q, k, v, dout = (torch.randn(4 * quarter, 8, s, 64).to(dtype) for s in (20, 257, 257, 20))
+    for t in (q, k, v):
+        t.requires_grad_()
+    run = lambda part: torch.autograd.grad(ff.cross_attention(q[part], k[part], v[part]), (q, k, v), dout[part])  # noqa: E731
+    whole = run(slice(None))
+    for first in range(0, len(q), quarter):
+        part = slice(first, first + quarter)
+        for grad, expected in zip(whole, run(part), strict=True):
+            assert torch.equal(grad[part], expected[part])
+
+
 @pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)
 @pytest.mark.parametrize("span", [padded, causal], ids=lambda span: span.__name__)
 def test_long_sequences(span: Callable[[AttentionCase], ff.KeySpan], platform: Platform, dtype: torch.dtype) -> None:

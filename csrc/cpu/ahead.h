@@ -1,5 +1,7 @@
-// What a product of gemm.h does beside its arithmetic in step p of a block of rows: nothing, Alone, or Ahead or
-// AheadLines.
+// What a product of gemm.h does beside its arithmetic in step p of a block of rows: nothing, Alone; asks
+// memory for rows in step with its own, Ahead; or for what a queue has next, Fed of feed.h.
+//
+// start() is what a block of rows goes on from, stop() takes what it has become.
 #pragma once
 
 #include "cpu/simd.h"
@@ -7,6 +9,8 @@
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
 struct Alone {
+  FF_INLINE Alone start() const { return {}; }
+  FF_INLINE void stop(Alone) const {}
   FF_INLINE void step(int64_t) const {}
   FF_INLINE Alone skip(int64_t, int64_t) const { return {}; }
   FF_INLINE Alone skip_rows(int64_t) const { return {}; }
@@ -18,42 +22,28 @@ struct Alone {
 struct Stream {
   const char* data;
   int64_t stride;  // bytes
-  int64_t pace;    // bytes that a row of the product moves it on
 };
 
 template <int N>
 struct Ahead {
   Stream streams[N];
 
+  FF_INLINE Ahead start() const { return *this; }
+  FF_INLINE void stop(const Ahead&) const {}
   FF_INLINE void step(int64_t p) const {
     for (const Stream& s : streams) __builtin_prefetch(s.data + p % 16 * s.stride + p / 16 * 64);
   }
   FF_INLINE Ahead skip(int64_t rows, int64_t bytes) const {
     Ahead moved = *this;
-    for (Stream& s : moved.streams) s.data += rows * s.pace + bytes;
+    for (Stream& s : moved.streams) s.data += rows * s.stride + bytes;
     return moved;
   }
   FF_INLINE Ahead skip_rows(int64_t rows) const { return skip(rows, 0); }
 };
 
-// The same for contiguous rows: in step p the p-th line from a block's own rows on.
-struct AheadLines {
-  const char* data;
-  int64_t row;  // bytes
-
-  FF_INLINE void step(int64_t p) const { __builtin_prefetch(data + p * 64); }
-  FF_INLINE AheadLines skip(int64_t rows, int64_t bytes) const { return {data + rows * row + bytes, row}; }
-  FF_INLINE AheadLines skip_rows(int64_t rows) const { return skip(rows, 0); }
-};
-
-// pace: in rows of the stream
 template <class T>
-FF_INLINE Stream stream_of(const T* data, int64_t stride, int64_t pace = 1) {
-  return {(const char*)data, stride * int64_t(sizeof(T)), pace * stride * int64_t(sizeof(T))};
-}
-template <class T>
-FF_INLINE AheadLines lines_of(const T* data, int64_t row) {
-  return {(const char*)data, row * int64_t(sizeof(T))};
+FF_INLINE Stream stream_of(const T* data, int64_t stride) {
+  return {(const char*)data, stride * int64_t(sizeof(T))};
 }
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

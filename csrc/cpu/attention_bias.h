@@ -107,20 +107,12 @@ inline bool stays_in_cache(const AttentionProblem& p) {
   return p.batch > 1 && p.bias_stride[0] == 0 && Stack(p).rows * p.seq_k <= (16 << 10);
 }
 
-// The tile's rows of bias from key `begin` on, to be asked for while the tile before is worked on.
-inline Ahead<2> bias_ahead(const AttentionProblem& p, const QueryTile& t, int64_t begin) {
+// The rows of bias of a query tile's n keys from `begin` on, to be asked for while the tile before is worked on.
+inline void feed_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin, int64_t n, Feed& feed) {
   const int64_t *s = p.bias_stride, size = p.bias_dtype == DType::kFloat32 ? 4 : p.bias_dtype == DType::kBool ? 1 : 2;
-  const char* data =
-      static_cast<const char*>(p.bias) + (t.batch * s[0] + t.head[0] * s[1] + t.query[0] * s[2] + begin * s[3]) * size;
-  return {{stream_of(data, s[2] * size), stream_of(data + 256, s[2] * size)}};
-}
-
-// The same for the first tile, which has none before.
-inline void ask_for_bias(const AttentionProblem& p, const QueryTile& t, int64_t begin) {
-  const Ahead<2> ahead = bias_ahead(p, t, begin);
-  for (int64_t row = 0; row < t.rows; row += 16) {
-    for (int64_t step = 0; step < 64; step++) ahead.skip_rows(row).step(step);
-  }
+  const int64_t at = t.batch * s[0] + t.head[0] * s[1] + t.query[0] * s[2] + begin * s[3];
+  feed.add(static_cast<const char*>(p.bias) + at * size, s[2] * size, min_of(n, p.seq_k - begin) * s[3] * size,
+           s[2] == 0 ? 1 : t.rows);
 }
 
 // dbias += ds[n][lanes]; rows of broadcast dimensions coincide and are added one after the other.

@@ -45,6 +45,7 @@ struct BackwardTask {
   Packed *p_scratch, *ds_scratch;
   Packed *q_lanes, *q_natural, *dout_lanes, *dout_natural;
   T *q_rows, *dout_rows;
+  Feed feed;
   float* delta;  // [stack rows]
   float *dq, *dk, *dv;
   bool *dq_started, *touched;
@@ -54,10 +55,10 @@ struct BackwardTask {
   BackwardTask(const AttentionBackward& problem, const BackwardPlan& the_plan)
       : p(problem), plan(the_plan), stack_rows(Stack(problem).rows), kept(problem, problem.kept), tile(problem) {
     with_arena([&](Arena& arena) {
-      const int64_t key_tiles = plan.block / Engine::kTileK;
+      const int64_t key_tiles = plan.block / plan.tile;
       t = arena.take<QueryTile>(1);
       tile.take(arena, !plan.shares_bias);
-      if (plan.shares_bias) shared.take(arena, plan.tiles, Engine::kTileK, plan.part);
+      if (plan.shares_bias) shared.take(arena, plan.tiles, plan.tile, plan.part);
       p_scratch = take_weights<Engine>(arena);
       ds_scratch = take_weights<Engine>(arena);
       q_lanes = arena.take<Packed>(Engine::lanes_size(p.dim));
@@ -146,8 +147,9 @@ struct BackwardTask {
     const int64_t first_row = (batch * p.kv_heads + kv_head) * p.seq_k + begin;
     T *dk_rows = p.dk ? static_cast<T*>(p.dk) + first_row * p.dim : nullptr,
       *dv_rows = p.dv ? static_cast<T*>(p.dv) + first_row * p.dim_v : nullptr;
-    const KeyGradient<Engine> dk_block(dk_rows, p.dim, p.scale, dk, plan.tiles == 1),
-        dv_block(dv_rows, p.dim_v, 1.0f, dv, plan.tiles == 1);
+    const int64_t all_rows = p.batch * p.kv_heads * p.seq_k;
+    const KeyGradient<Engine> dk_block(dk_rows, all_rows, p.dim, p.scale, dk, plan.tiles == 1),
+        dv_block(dv_rows, all_rows, p.dim_v, 1.0f, dv, plan.tiles == 1);
     load_keys(batch, kv_head, begin, end);
     for (int64_t i = 0; i < plan.tiles; i++) {
       const int64_t wanted = (batch * p.kv_heads + kv_head) * plan.tiles + i;
@@ -155,9 +157,9 @@ struct BackwardTask {
       if (max_of(t->key_begin, begin) >= min_of(t->key_end, end)) continue;
       if (packed != wanted) load_queries();
       packed = wanted;
-      const int64_t first = max_of<int64_t>(t->key_begin - begin, 0) / Engine::kTileK * Engine::kTileK;
-      for (int64_t key = begin + first; key < min_of(end, t->key_end); key += Engine::kTileK) {
-        run_tile(i, key, min_of(key + Engine::kTileK, end), begin, dk_block, dv_block);
+      const int64_t first = max_of<int64_t>(t->key_begin - begin, 0) / plan.tile * plan.tile;
+      for (int64_t key = begin + first; key < min_of(end, t->key_end); key += plan.tile) {
+        run_tile(i, key, min_of(key + plan.tile, end), begin, dk_block, dv_block);
       }
       if (p.dgate) {
         for (int lane = 0; lane < t->rows; lane++) {
@@ -166,9 +168,9 @@ struct BackwardTask {
         }
       }
     }
-    for (int64_t key = begin; key < end; key += Engine::kTileK) {
-      if (touched[(key - begin) / Engine::kTileK]) continue;
-      const int64_t at = key - begin, n = min_of(Engine::kTileK, end - key);
+    for (int64_t key = begin; key < end; key += plan.tile) {
+      if (touched[(key - begin) / plan.tile]) continue;
+      const int64_t at = key - begin, n = min_of(plan.tile, end - key);
       dk_block.clear(at, n);
       dv_block.clear(at, n);
     }
@@ -177,8 +179,8 @@ struct BackwardTask {
   }
 
   void load_keys(int64_t batch, int64_t kv_head, int64_t begin, int64_t end) {
-    for (int64_t key = begin, i = 0; key < end; key += Engine::kTileK, i++) {
-      const int64_t n = min_of(Engine::kTileK, end - key), available = p.seq_k - key;
+    for (int64_t key = begin, i = 0; key < end; key += plan.tile, i++) {
+      const int64_t n = min_of(plan.tile, end - key), available = p.seq_k - key;
       const T *k = row_of<T>(p.k, batch, kv_head, key), *v = row_of<T>(p.v, batch, kv_head, key);
       touched[i] = false;
       k_rows[i] =
@@ -211,31 +213,49 @@ struct BackwardTask {
     return batch * p.kv_heads + kv_head;
   }
 
-  // What the next pair's query tile i reads.
-  Ahead<3> next_queries(int64_t i) const {
-    const int64_t batch = next_pair / p.kv_heads, kv_head = next_pair % p.kv_heads;
-    const auto rows = [&](const Rows& x) { return coming_rows<T>(p, x, batch, kv_head, i * kTileQ); };
-    return {{rows(p.q), rows(p.dout), rows(p.out)}};
-  }
-
-  // The tile of keys after the one at `key`.
-  struct NextKeys {
-    bool same_pair;
-    Stream k, v;
-    int64_t rows;  // how far on, in rows of all pairs
-  };
-  NextKeys next_keys(int64_t key) const {
-    const int64_t pair = t->row / stack_rows, soon = key + Engine::kTileK;
-    const bool more = soon < p.seq_k;
-    const int64_t next = more ? pair : next_pair, row = more ? soon : 0;
-    return {more, stream_of(row_of<T>(p.k, next / p.kv_heads, next % p.kv_heads, row), p.k.stride[2]),
-            stream_of(row_of<T>(p.v, next / p.kv_heads, next % p.kv_heads, row), p.v.stride[2]),
-            (next - pair) * p.seq_k + row - key};
+  // What comes after query tile i's keys [key, last), in the order of its use: what the tile is made from, K and V, the rows
+  // of dV and dK; and beside a query tile's first keys, the next pair's.
+  void feed_next(int64_t i, int64_t key, int64_t last, int64_t begin, const KeyGradient<Engine>& dk_block,
+                 const KeyGradient<Engine>& dv_block) {
+    const int64_t pair = t->row / stack_rows, key_tile = (key - part * plan.part) / plan.tile;
+    const bool more = key + plan.tile < t->key_end, queries = !more && i + 1 < plan.tiles;
+    const int64_t next = more || queries ? pair : next_pair,
+                  row = more      ? key + plan.tile
+                        : queries ? begin
+                                  : 0,
+                  n = min_of(plan.tile, p.seq_k - row), batch = next / p.kv_heads, head = next % p.kv_heads;
+    const T *k = row_of<T>(p.k, batch, head, row), *v = row_of<T>(p.v, batch, head, row);
+    feed.begin();
+    if (p.kept) {
+      const int64_t place = kept.at(next, more ? i : queries ? i + 1 : 0, t->lanes, row);
+      feed.add(kept.tile(place), t->lanes, t->lanes, n);
+    } else if (i == 0) {
+      feed.add(k, p.k.stride[2], p.dim, n);
+    }
+    if (plan.shares_bias && !stays_in_cache(p)) {
+      shared.feed_next(i, key_tile, t->lanes, !p.kept, feed);
+    } else if (p.bias && !p.kept && !stays_in_cache(p)) {
+      feed_bias(p, *t, last, plan.tile, feed);
+    }
+    if (i == 0) {
+      feed.add(v, p.v.stride[2], p.dim_v, n);
+      if (p.kept) feed.add(k, p.k.stride[2], p.dim, n);
+      const int64_t on = (next - pair) * p.seq_k + row - begin;
+      dv_block.feed_rows(on, n, feed);
+      dk_block.feed_rows(on, n, feed);
+    }
+    if (dq_started[i]) return;
+    const auto feed_queries = [&](const Rows& x, int64_t dim) {
+      feed_stack<T>(p, x, next_pair / p.kv_heads, next_pair % p.kv_heads, i * kTileQ, kTileQ, dim, feed);
+    };
+    feed_queries(p.q, p.dim);
+    feed_queries(p.dout, p.dim_v);
+    feed_queries(p.out, p.dim_v);
   }
 
   void run_tile(int64_t i, int64_t key, int64_t last, int64_t begin, const KeyGradient<Engine>& dk_block,
                 const KeyGradient<Engine>& dv_block) {
-    const int64_t index = (key - begin) / Engine::kTileK, lanes = t->lanes;
+    const int64_t index = (key - begin) / plan.tile, lanes = t->lanes;
     const KeyRange keys = visible_keys(*t, key, last);
     const int64_t n = keys.size(), skipped = keys.begin - key, width = round_up(t->rows, Engine::kLaneGrain);
     if (n <= 0) return;
@@ -245,32 +265,25 @@ struct BackwardTask {
     const float* bias = nullptr;
     float* bias_sums = nullptr;
     if (plan.shares_bias) {
-      const int64_t key_tile = (key - part * plan.part) / Engine::kTileK;
+      const int64_t key_tile = (key - part * plan.part) / plan.tile;
       shared.load_tile(p, *t, i, key_tile, key, last - key);
       bias = shared.bias + shared.offset(i, key_tile) + skipped * lanes;
       bias_sums = shared.sums + shared.offset(i, key_tile) + skipped * lanes;
     }
-    const NextKeys next = next_keys(key);
-    const auto find_scores = [&](const auto& beside) {
+    feed_next(i, key, last, begin, dk_block, dv_block);
+    if (!p.kept) {
       Engine::scores_product(n, width, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores,
-                             tile.rest, beside);
+                             tile.rest, Fed(feed));
       finish_scores(p, tile.units, *t, keys, tile.scores, tile.rest, tile.slope, bias);
-    };
-    const auto find_dp = [&](const auto& beside) {
-      Engine::scores_product(n, width, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,
-                             tile.dp_rest, beside);
-    };
+    }
+    Engine::scores_product(n, width, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,
+                           tile.dp_rest, Fed(feed));
     if (p.kept) {
-      const int64_t place = kept.at(t->row / stack_rows, i, t->lanes, key);
-      const Stream soon =
-          stream_of(kept.tile(next.same_pair ? place + lanes : kept.at(next_pair, 0, t->lanes, 0)), lanes);
-      i > 0 ? find_dp(Ahead<1>{{soon}}) : find_dp(Ahead<3>{{soon, next.k, next.v}});
+      const int64_t place = kept.at(t->row / stack_rows, i, lanes, key);
       tile.take_kept(Engine::template weights<true, false>(nullptr, lanes, kept.tile(place)), kept.references + place,
                      lanes);
       tile.template find_gradients<From::kKept>(*t, keys, p_weights, ds_weights, bias_sums);
     } else {
-      i > 0 ? find_scores(Alone{}) : find_scores(Ahead<1>{{next.k}});
-      i > 0 ? find_dp(Alone{}) : find_dp(Ahead<1>{{next.v}});
       tile.template find_gradients<From::kScores>(*t, keys, p_weights, ds_weights, bias_sums);
     }
 
@@ -281,18 +294,11 @@ struct BackwardTask {
       accumulate = true;
     }
     touched[index] = true;
-    dv_block.add(keys.begin - begin, n, t->rows, p_weights.by_lanes(), lanes, dout_natural, accumulate, next.rows);
-    dk_block.add(keys.begin - begin, n, t->rows, ds_weights.by_lanes(), lanes, q_natural, accumulate, next.rows);
+    dv_block.add(keys.begin - begin, n, t->rows, p_weights.by_lanes(), lanes, dout_natural, accumulate, feed);
+    dk_block.add(keys.begin - begin, n, t->rows, ds_weights.by_lanes(), lanes, q_natural, accumulate, feed);
     if (p.dq) {
-      const auto add_keys = [&](const auto& beside) {
-        Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),
-                            dq + i * plan.dq_tile, dq_started[i], beside);
-      };
-      if (p.bias && !stays_in_cache(p) && (plan.shares_bias || !p.kept)) {
-        add_keys(plan.shares_bias ? shared.ahead(bias, bias_sums, lanes) : bias_ahead(p, *t, last));
-      } else {
-        dq_started[i] ? add_keys(Alone{}) : add_keys(next_queries(i));
-      }
+      Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),
+                          dq + i * plan.dq_tile, dq_started[i], Fed(feed));
       dq_started[i] = true;
     }
   }

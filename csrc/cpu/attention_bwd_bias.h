@@ -48,10 +48,12 @@ struct SharedBias {
     add_bias(p, t, key, n, 1.0f, bias + at, nullptr);
   }
 
-  // The tile of keys after the one at `bias_tile` and `sums_tile`.
-  Ahead<2> ahead(const float* bias_tile, const float* sums_tile, int64_t lanes) const {
-    const int64_t size = tile_keys * kTileQ;
-    return {{stream_of(bias_tile + size, lanes), stream_of(sums_tile + size, lanes)}};
+  // The tile of keys after `key_tile`.
+  void feed_next(int64_t tile, int64_t key_tile, int64_t lanes, bool with_bias, Feed& feed) const {
+    if (key_tile + 1 == key_tiles) return;
+    const int64_t at = offset(tile, key_tile + 1), size = tile_keys * lanes;
+    if (with_bias) feed.add(bias + at, size, size, 1);
+    feed.add(sums + at, size, size, 1);
   }
 
   // After the last pair: dbias += the sums of query tile `tile`, whose first key is `key`.

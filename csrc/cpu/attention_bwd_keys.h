@@ -4,9 +4,14 @@
 // float and whole vectors wide, and else in a float scratch, rounded when the block is done.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/feed.h"
+#include "cpu/gemm.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
+
+// Results of so many bytes that are written at once go past the caches: they would not stay there, and a line that is
+// written by a plain store is first read from memory.
+constexpr int64_t kStreamedBytes = 4 << 20;
 
 template <class Engine>
 class KeyGradient {
@@ -14,11 +19,14 @@ class KeyGradient {
   using T = typename Engine::Element;
   using Packed = typename Engine::Packed;
 
-  // result: [block][dim] or null, not wanted; scratch: [block][round_up(dim, 16)]
-  KeyGradient(T* result, int64_t dim, float factor, float* scratch, bool one_query_tile)
+  // result: [block][dim] of all_rows, or null, not wanted; scratch: [block][round_up(dim, 16)]
+  KeyGradient(T* result, int64_t all_rows, int64_t dim, float factor, float* scratch, bool one_query_tile)
       : result_(result), dim_(dim), factor_(factor), sums_(scratch), ld_(round_up(dim, 16)) {
     if (dim % kLanes) return;
     at_once_ = Engine::kRoundsResults && one_query_tile;
+    constexpr int64_t kLine = 64, kEach = kLine / int64_t(sizeof(T));
+    const bool whole_lines = kLanes == kEach || dim % (kPanelVectors * kLanes) == 0;  // one after the other
+    streams_ = all_rows * dim * int64_t(sizeof(T)) >= kStreamedBytes && whole_lines && uintptr_t(result) % kLine == 0;
     if constexpr (sizeof(T) == sizeof(float)) {
       if (result && !at_once_) sums_ = result, ld_ = dim;
     }
@@ -33,22 +41,32 @@ class KeyGradient {
     }
   }
 
-  // Rows [row, row + n) from weights [n][m lanes] and queries [m][dim]; those `ahead` rows on come next.
+  // Rows [row, row + n) will be added to.
+  void feed_rows(int64_t row, int64_t n, Feed& feed) const {
+    if (!result_ || (at_once_ && streams_)) return;
+    at_once_ ? feed.add(result_ + row * dim_, dim_, dim_, n) : feed.add(sums_ + row * ld_, ld_, ld_, n);
+  }
+
+  // Rows [row, row + n) from weights [n][m lanes] and queries [m][dim].
   void add(int64_t row, int64_t n, int64_t m, const Packed* weights, int64_t lanes, const Packed* queries,
-           bool accumulate, int64_t ahead) const {
+           bool accumulate, Feed& feed) const {
     if (!result_) return;
     if constexpr (Engine::kRoundsResults) {
+      const auto write = [&](const auto& to) {
+        Engine::lanes_result(n, dim_, m, weights, lanes, queries, to, Fed(feed));
+      };
+      T* const rows = result_ + row * dim_;
       if (at_once_) {
-        return Engine::lanes_result(n, dim_, m, weights, lanes, queries, factor_, result_ + row * dim_,
-                                    lines_of(result_ + (row + ahead) * dim_, dim_));
+        streams_ ? write(Rounded<T, true>{rows, dim_, factor_}) : write(Rounded<T>{rows, dim_, factor_});
+        return;
       }
     }
-    Engine::lanes_product(n, dim_, m, weights, lanes, queries, sums_ + row * ld_, ld_, accumulate,
-                          lines_of(sums_ + (row + ahead) * ld_, ld_));
+    Engine::lanes_product(n, dim_, m, weights, lanes, queries, sums_ + row * ld_, ld_, accumulate, Fed(feed));
   }
 
   void finish(int64_t rows) const {
     const bool in_place = (const void*)sums_ == (const void*)result_;
+    if (at_once_ && streams_) stream_end();
     if (!result_ || at_once_ || (in_place && factor_ == 1.0f)) return;
     const vf factor = splat(factor_);
     const float* from = sums_;
@@ -66,7 +84,7 @@ class KeyGradient {
   float factor_;
   float* sums_;  // [block][ld]
   int64_t ld_;
-  bool at_once_ = false;
+  bool at_once_ = false, streams_ = false;
 };
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA

@@ -11,13 +11,13 @@
 //   scores_product    the same, with what rounding left out if `rest` is not null, see attention_scores.h
 //   sum_product       Sum (+)= weights x sum_operand; see scale_sum and write_sum for what a Sum is
 //   lanes_product     C[n][d] (+)= weights^T x pack_natural     dV += P^T dO     dK += dS^T Q
-//   lanes_result      factor times the same, rounded to a result [n][d], d whole vectors; where kRoundsResults
+//   lanes_result      the same, to what gemm.h calls Rounded, d whole vectors; where kRoundsResults
 //
-// `beside` is what a product asks memory for meanwhile, see ahead.h. Weights (P^T or dS^T) of a tile are written row by
+// `beside` is what a product asks memory for meanwhile, see ahead.h and feed.h. Weights (P^T or dS^T) of a tile are written row by
 // row, see Weights. Sizes here are in elements of Packed.
 #pragma once
 
-#include "cpu/ahead.h"
+#include "cpu/feed.h"
 #include "cpu/pack.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {

@@ -15,6 +15,7 @@ struct AmxEngine : PairedWeights<128> {
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
   static constexpr bool kRoundsResults = false;
+  static constexpr int64_t kKeyGrain = kTileK;
   static constexpr int kLaneGrain = kLanes;
   static constexpr int64_t kKeptLimit = 0;  // the product is faster than its weights' way through memory
 
@@ -72,8 +73,9 @@ struct AmxEngine : PairedWeights<128> {
     scale_sum(sum, rows, lanes, d, factors);
     transpose(sum, lanes, d, rows, dst, d);
   }
+  template <class Beside>
   static void lanes_product(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float* c,
-                            int64_t ldc, bool accumulate, const AheadLines&) {
+                            int64_t ldc, bool accumulate, const Beside&) {
     amx::gemm(n, d, m, a, weights_ld(lanes), b, natural_ld(d), c, ldc, accumulate);
   }
 };

@@ -10,7 +10,8 @@ template <class T>
 struct FloatEngine : RowSum {
   using Element = T;
   using Packed = float;
-  static constexpr int64_t kTileK = 64;
+  static constexpr int64_t kTileK = 72;
+  static constexpr int64_t kKeyGrain = 4;  // of dropout: its numbers come by four keys
   static constexpr bool kPacksKeys = sizeof(T) != 4;
   static constexpr bool kShortExp = false;
   static constexpr bool kRoundsResults = true;
@@ -72,13 +73,15 @@ struct FloatEngine : RowSum {
                           float* sum, bool accumulate, const Beside& beside) {
     gemm<true>(rows, d, n, weights, lanes, b.data, b.ld, sum, ld(d), accumulate, beside);
   }
+  template <class Beside>
   static void lanes_product(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float* c,
-                            int64_t ldc, bool accumulate, const AheadLines& beside) {
+                            int64_t ldc, bool accumulate, const Beside& beside) {
     gemm<false>(n, d, m, a, lanes, b, natural_ld(d), c, ldc, accumulate, beside);
   }
-  static void lanes_result(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, float factor,
-                           T* dst, const AheadLines& beside) {
-    gemm_to<false>(n, d, m, a, lanes, b, natural_ld(d), Rounded<T>{dst, d, factor}, beside);
+  template <class To, class Beside>
+  static void lanes_result(int64_t n, int64_t d, int64_t m, const float* a, int64_t lanes, const float* b, To to,
+                           const Beside& beside) {
+    gemm_to<false>(n, d, m, a, lanes, b, natural_ld(d), to, beside);
   }
 
   // Weights overwrite the float tile that they were computed from, unless they are wanted elsewhere.

@@ -10,13 +10,14 @@
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
-struct PairEngine : RowSum, PairedWeights<64> {
+struct PairEngine : RowSum, PairedWeights<72> {
   using Element = bf16;
   using Packed = bf16;
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
   static constexpr bool kRoundsResults = true;
   static constexpr int kLaneGrain = kGrain;
+  static constexpr int64_t kKeyGrain = 4;  // of dropout: its numbers come by four keys
   static constexpr int64_t kKeptLimit = kKeptBytes;
 
   struct Session {};
@@ -65,15 +66,16 @@ struct PairEngine : RowSum, PairedWeights<64> {
     gemm<true, PairTerm>(rows, d, ceil_div(n, 2), as_pairs(weights), lanes, as_pairs(b.data), b.ld, sum, ld(d),
                          accumulate, beside);
   }
+  template <class Beside>
   static void lanes_product(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float* c,
-                            int64_t ldc, bool accumulate, const AheadLines& beside) {
+                            int64_t ldc, bool accumulate, const Beside& beside) {
     gemm<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d), c, ldc,
                           accumulate, beside);
   }
-  static void lanes_result(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, float factor,
-                           bf16* dst, const AheadLines& beside) {
-    gemm_to<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d),
-                             Rounded<bf16>{dst, d, factor}, beside);
+  template <class To, class Beside>
+  static void lanes_result(int64_t n, int64_t d, int64_t m, const bf16* a, int64_t lanes, const bf16* b, To to,
+                           const Beside& beside) {
+    gemm_to<false, PairTerm>(n, d, ceil_div(m, 2), as_pairs(a), weights_ld(lanes) / 2, as_pairs(b), ld(d), to, beside);
   }
 };
 

@@ -23,7 +23,8 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 struct ForwardPlan {
   int64_t tiles;          // query tiles of a (batch, key head)
   int64_t block, blocks;  // tiles of a task, tasks of a (batch, key head)
-  int64_t split, splits;  // keys of a task, a multiple of kTileK
+  int64_t tile;           // keys of a tile
+  int64_t split, splits;  // keys of a task, a multiple of them
   int64_t tasks;
   bool batches_first;  // pairs of one head follow each other: the bias that they share stays in cache
   bool few;            // queries: attention_decode.h
@@ -53,15 +54,16 @@ ForwardPlan plan_forward(const AttentionForward& p) {
   ForwardPlan plan{};
   const int64_t heads = p.batch * p.kv_heads, wanted = 3 * p.pool.threads;
   plan.tiles = ceil_div(Stack(p).rows, kTileQ);
+  plan.tile = tile_keys<Engine>(p);
   plan.few = streams_keys<Engine>(p);
   plan.batches_first = p.bias && p.bias_stride[0] == 0;
   plan.block = Engine::kPacksKeys ? min_of<int64_t>(4, plan.tiles) : 1;
   while (plan.block > 1 && heads * ceil_div(plan.tiles, plan.block) < wanted) plan.block /= 2;
   plan.blocks = ceil_div(plan.tiles, plan.block);
-  const int64_t tasks = heads * plan.blocks, key_tiles = ceil_div(p.seq_k, Engine::kTileK);
+  const int64_t tasks = heads * plan.blocks, key_tiles = ceil_div(p.seq_k, plan.tile);
   const int64_t splits =
       p.pool.threads > 1 && tasks < wanted ? min_of(ceil_div(wanted, tasks), ceil_div(key_tiles, 4)) : 1;
-  plan.split = ceil_div(key_tiles, splits) * Engine::kTileK;
+  plan.split = ceil_div(key_tiles, splits) * plan.tile;
   plan.splits = ceil_div(p.seq_k, plan.split);
   plan.tasks = tasks * plan.splits;
   return plan;
@@ -172,12 +174,17 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
   });
   [[maybe_unused]] typename Engine::Session session;
 
+  Feed feed;
   int64_t begin = keys_end, end = keys_begin;  // keys that any tile sees
   for (int64_t i = 0; i < tiles; i++) {
     QueryTile& t = work[i].tile;
     const int64_t row = (first_tile + i) * kTileQ;
     set_tile(p, batch, kv_head, row, min_of<int64_t>(kTileQ, stack_rows - row), t);
-    if (p.bias && i == 0) ask_for_bias(p, t, t.key_begin);
+    if (p.bias && i == 0) {
+      feed.begin();
+      feed_bias(p, t, t.key_begin, plan.tile, feed);
+      feed.flush();
+    }
     const TileRows<T> q = tile_rows<T>(p.q, p.dim, t, row_scratch);
     Engine::pack_lanes(q.data, q.stride, t.rows, p.dim, work[i].queries, t.lanes);
     work[i].state.reset(t.lanes);
@@ -185,37 +192,42 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
     begin = min_of(begin, t.key_begin);
     end = max_of(end, t.key_end);
   }
-  begin = keys_begin + max_of<int64_t>(begin - keys_begin, 0) / Engine::kTileK * Engine::kTileK;
+  begin = keys_begin + max_of<int64_t>(begin - keys_begin, 0) / plan.tile * plan.tile;
   end = min_of(end, keys_end);
 
   const Pair after(p, plan, min_of(pair + 1, p.batch * p.kv_heads - 1));
   const bool last_block = block + 1 == plan.blocks;
-  const Stream next_queries = last_block ? coming_rows<T>(p, p.q, after.batch, after.kv_head, 0)
-                                         : coming_rows<T>(p, p.q, batch, kv_head, (first_tile + tiles) * kTileQ);
-  for (int64_t key = begin; key < end; key += Engine::kTileK) {
-    const int64_t last = min_of(key + Engine::kTileK, end);
+  const Pair next_queries = last_block ? after : Pair(p, plan, pair);
+  const int64_t next_row = last_block ? 0 : (first_tile + tiles) * kTileQ;
+  for (int64_t key = begin; key < end; key += plan.tile) {
+    const int64_t last = min_of(key + plan.tile, end);
     const Operand<Packed> k = Engine::rows_operand(row_of<T>(p.k, batch, kv_head, key), p.k.stride[2], last - key,
                                                    p.seq_k - key, p.dim, key_scratch);
     const Operand<Packed> v =
         Engine::sum_operand(row_of<T>(p.v, batch, kv_head, key), p.v.stride[2], last - key, p.dim_v, value_scratch);
     const bool more = last < end;  // of this pair's keys
     const int64_t next_batch = more ? batch : after.batch, next_head = more ? kv_head : after.kv_head,
-                  soon = more ? last : 0;
+                  soon = more ? last : 0, coming = min_of(plan.tile, p.seq_k - soon);
     const T *next_k = row_of<T>(p.k, next_batch, next_head, soon),
             *next_v = row_of<T>(p.v, next_batch, next_head, soon);
-    Ahead<2> ahead = {{stream_of(next_k, p.k.stride[2]), stream_of(scores, 0)}};
     bool first = true;
     for (int64_t i = 0; i < tiles; i++) {
       const QueryTile& t = work[i].tile;
       const KeyRange keys = visible_keys(t, key, last);
       const int64_t n = keys.size(), skipped = keys.begin - key, width = round_up(t.rows, Engine::kLaneGrain);
       if (n <= 0) continue;
-      const auto find_products = [&](const auto& beside) {
-        Engine::scores_product(n, width, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, beside);
-      };
       const int64_t place = kept.at(batch * p.kv_heads + kv_head, first_tile + i, t.lanes, key);
-      if (p.kept) ahead.streams[1] = stream_of(kept.tile(place), t.lanes);
-      first ? find_products(ahead) : find_products(Alone{});
+      feed.begin();
+      if (p.kept) feed.add(kept.tile(place), t.lanes, t.lanes, n);
+      if (first) feed.add(next_k, p.k.stride[2], p.dim, coming);
+      if (p.bias && !stays_in_cache(p)) {
+        feed_bias(p, work[(i + 1) % tiles].tile, i + 1 < tiles ? key : last, plan.tile, feed);
+      }
+      if (first) feed.add(next_v, p.v.stride[2], p.dim_v, coming);
+      if (first && !work[i].started) {
+        feed_stack<T>(p, p.q, next_queries.batch, next_queries.kv_head, next_row, plan.block * kTileQ, p.dim, feed);
+      }
+      Engine::scores_product(n, width, p.dim, Engine::skip_rows(k, skipped), work[i].queries, scores, rest, Fed(feed));
       finish_scores(p, units, t, keys, scores, rest);
       if (keep) dropout_tile(p, t, keys.begin, n, keep);
       const auto weights =
@@ -223,19 +235,8 @@ void forward_task(const AttentionForward& p, const ForwardPlan& plan, int64_t in
       const bool moved = softmax_tile<Engine>(scores, rest, n, width, units, work[i].state, keep, weights);
       if (p.kept) __builtin_memcpy(kept.references + place, work[i].state.max, t.lanes * sizeof(float));
       if (moved && work[i].started) Engine::scale_sum(work[i].out, t.rows, t.lanes, p.dim_v, work[i].state.rescale);
-      const auto add_values = [&](const auto& beside) {
-        Engine::sum_product(t.rows, t.lanes, p.dim_v, n, weights.by_keys(), Engine::skip_sum(v, skipped), work[i].out,
-                            work[i].started, beside);
-      };
-      const Stream values = stream_of(next_v, p.v.stride[2], max_of<int64_t>(Engine::kTileK / t.rows, 1));
-      if (p.bias && !stays_in_cache(p)) {
-        const auto [now, then] = bias_ahead(p, work[(i + 1) % tiles].tile, i + 1 < tiles ? key : last).streams;
-        first ? add_values(Ahead<3>{{now, then, values}}) : add_values(Ahead<2>{{now, then}});
-      } else if (first && !work[i].started) {
-        add_values(Ahead<2>{{values, next_queries}});
-      } else {
-        first ? add_values(Ahead<1>{{values}}) : add_values(Alone{});
-      }
+      Engine::sum_product(t.rows, t.lanes, p.dim_v, n, weights.by_keys(), Engine::skip_sum(v, skipped), work[i].out,
+                          work[i].started, Fed(feed));
       first = false;
       work[i].started = true;
     }

@@ -91,11 +91,15 @@ TileRows<T> tile_rows(const Rows& x, int64_t dim, const QueryTile& t, T* scratch
   return {scratch, dim};
 }
 
-// Rows of the stack of (batch, kv_head) from `row` on, to be asked for while another tile is worked on.
+// `rows` rows of the stack of (batch, kv_head) from `row` on, to be asked for while another tile is worked on.
 template <class T>
-Stream coming_rows(const AttentionProblem& p, const Rows& x, int64_t batch, int64_t kv_head, int64_t row) {
-  const int64_t head = kv_head * Stack(p).group + row / p.seq_q;
-  return stream_of(row_of<T>(x, batch, head, row % p.seq_q), x.stride[2]);
+void feed_stack(const AttentionProblem& p, const Rows& x, int64_t batch, int64_t kv_head, int64_t row, int64_t rows,
+                int64_t dim, Feed& feed) {
+  const int64_t last = min_of(row + rows, Stack(p).rows), first_head = kv_head * Stack(p).group;
+  for (int64_t next; row < last && !feed.full(); row = next) {
+    next = min_of(round_up(row + 1, p.seq_q), last);
+    feed.add(row_of<T>(x, batch, first_head + row / p.seq_q, row % p.seq_q), x.stride[2], dim, next - row);
+  }
 }
 
 // Scratch for the weights of a tile; null where they overwrite their scores.
@@ -121,7 +125,16 @@ inline void load_lse(const AttentionProblem& p, const float* lse, const QueryTil
   }
 }
 
-// A tile of keys [begin, end) on the grid of kTileK, cut to what the query tile sees; begin stays a multiple of 32.
+// Keys of a tile, at most kTileK: 64, or as many more or less as make the tiles even. Else a square of patches and a class
+// token, 257 or 577, would leave a tile of one key.
+template <class Engine>
+int64_t tile_keys(const AttentionProblem& p) {
+  const int64_t tiles = max_of<int64_t>(ceil_div(p.seq_k - (Engine::kTileK - 64), 64), 1);
+  return max_of<int64_t>(round_up(ceil_div(p.seq_k, tiles), Engine::kKeyGrain), 1);
+}
+
+// A tile of keys [begin, end) on the grid of tile_keys, cut to what the query tile sees; begin stays that of a tile or a
+// multiple of 32.
 struct KeyRange {
   int64_t begin, end;
   int64_t size() const { return end - begin; }

@@ -44,7 +44,8 @@ struct PairTerm {
 FF_INLINE const float* as_pairs(const bf16* p) { return reinterpret_cast<const float*>(p); }
 #endif
 
-// Where a product goes: to sums that it starts or adds to, or multiplied and rounded to rows of a result.
+// Where a product goes: to sums that it starts or adds to, or multiplied and rounded to rows of a result, past the caches
+// where kStreamed.
 struct Sums {
   float* c;
   int64_t ld;
@@ -56,14 +57,15 @@ struct Sums {
     store(at, accumulate ? load_as<V>(at) + sum : sum);
   }
 };
-template <class T>
+template <class T, bool kStreamed = false>
 struct Rounded {
   T* c;
   int64_t ld;
   float factor;
   FF_INLINE Rounded skip(int64_t rows, int64_t columns) const { return {c + rows * ld + columns, ld, factor}; }
   FF_INLINE void put(int64_t row, int64_t column, vf sum) const {
-    store_as(c + row * ld + column, sum * splat(factor));
+    T* at = c + row * ld + column;
+    kStreamed ? stream_as(at, sum * splat(factor)) : store_as(at, sum * splat(factor));
   }
 };
 
@@ -105,10 +107,11 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
     for (int j = 0; j < W; j++) acc[i][j] = vf{};
   }
   LeftColumn<kTransA> left(a, lda);
+  auto meanwhile = beside.start();
   for (int64_t p = 0; p < k; p++, left.next()) {
     vf row[W];
     vf_half last{};
-    beside.step(p);
+    meanwhile.step(p);
 #pragma GCC unroll 4
     for (int j = 0; j < W; j++) row[j] = load(b + p * ldb + j * kLanes);
     if (kTail) last = load_as<vf_half>(b + p * ldb + W * kLanes);
@@ -124,6 +127,7 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
       tail[i] = Term::add(splat_as<vf_half>(left.row(i)), last, tail[i]);
     }
   }
+  beside.stop(meanwhile);
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
 #pragma GCC unroll 4

@@ -12,6 +12,7 @@
 //   vf, vi                                  kLanes floats, int32s
 //   splat(x)  load(p)  store(p, v)          load(p, n), store(p, v, n): the first n lanes only
 //   load_as_float(T*)  store_as(T*, v)      T = float, bf16, f16, unaligned; also with a lane count
+//   stream_as(T*, v)  stream_end()          past the caches, aligned to the vector's bytes; done when stream_end returns
 //   fma(a, b, c)                            a * b + c
 //   max  min  select(mask, a, b)  reduce_add  reduce_max
 //   vf_half, vi_half                        kGrain of them: half a vector, or a whole one; the same names work on them
@@ -251,6 +252,20 @@ FF_INLINE void store_as(T* p, vf v, int n) {
   const vh h = narrow(v, p);
   __builtin_memcpy(p, &h, n * sizeof(T));
 }
+#if defined(__AVX512F__)
+FF_INLINE void stream_as(float* p, vf v) { _mm512_stream_ps(p, (__m512)v); }
+template <class T>
+FF_INLINE void stream_as(T* p, vf v) {
+  _mm256_stream_si256((__m256i*)p, (__m256i)narrow(v, p));
+}
+FF_INLINE void stream_end() { _mm_sfence(); }
+#else
+template <class T>
+FF_INLINE void stream_as(T* p, vf v) {
+  store_as(p, v);
+}
+FF_INLINE void stream_end() {}
+#endif
 FF_INLINE float to_float(float x) { return x; }
 template <class T>
 FF_INLINE float to_float(T x) {
