@@ -1,7 +1,7 @@
-// What a product of gemm.h does beside its arithmetic in step p of a block of rows: nothing, Alone; asks
-// memory for rows in step with its own, Ahead; or for what a queue has next, Fed of feed.h.
+// What a product of gemm.h does beside its arithmetic in step p of a block of rows: nothing, Alone; or it asks memory for
+// rows in step with its own, Ahead, or for what a queue has next, Fed of feed.h.
 //
-// start() is what a block of rows goes on from, stop() takes what it has become.
+// A block of rows steps what start() gives it and hands it back to stop().
 #pragma once
 
 #include "cpu/simd.h"

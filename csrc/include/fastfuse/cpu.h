@@ -24,8 +24,8 @@ struct ThreadPool {
 };
 
 // Calls task(context, index, worker) for every index in [0, count), handed out to at most `pool.threads` workers,
-// consecutive ones at a time, since a task may prefetch for the next, and fewer the fewer are left. Which worker serves an index is not determined:
-// write only what the index owns. With one task or thread it runs inline.
+// consecutive ones at a time, since a task may prefetch for the next, and fewer the fewer are left. Which worker serves
+// an index is not determined: write only what the index owns. With one task or thread it runs inline.
 void parallel_for(const ThreadPool& pool, int64_t count, void (*task)(void* context, int64_t index, int worker),
                   void* context);
 
