@@ -8,6 +8,9 @@
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
+// Steps of a product from one visit to the next. A step of a short block of short vectors is over in six cycles.
+constexpr int kUnroll = kVectorRegisters == 32 ? 1 : 4;
+
 struct Alone {
   FF_INLINE Alone start() const { return {}; }
   FF_INLINE void stop(Alone) const {}
@@ -31,7 +34,8 @@ struct Ahead {
   FF_INLINE Ahead start() const { return *this; }
   FF_INLINE void stop(const Ahead&) const {}
   FF_INLINE void step(int64_t p) const {
-    for (const Stream& s : streams) __builtin_prefetch(s.data + p % 16 * s.stride + p / 16 * 64);
+    constexpr int kRows = 16 / kUnroll;
+    for (const Stream& s : streams) __builtin_prefetch(s.data + p % kRows * s.stride + p / kRows * 64);
   }
   FF_INLINE Ahead skip(int64_t rows, int64_t bytes) const {
     Ahead moved = *this;

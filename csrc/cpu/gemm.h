@@ -22,7 +22,7 @@
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
-constexpr int kPanelVectors = kVectorRegisters == 32 ? 4 : 2;
+constexpr int kPanelVectors = kVectorRegisters == 32 ? 4 : 3;
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 
 // One term of a sum; kFromMemory: its instruction broadcasts a number in memory itself.
@@ -30,7 +30,12 @@ struct FloatTerm {
   static constexpr bool kFromMemory = true;
   template <class V>
   FF_INLINE static V add(V a, V b, V sum) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+    return sum;
+#else
     return fma(a, b, sum);
+#endif
   }
 };
 #if defined(__AVX512BF16__)
@@ -71,7 +76,7 @@ struct Rounded {
 
 // The elements of A in one step p: row i is A[i * lda + p], or A[p * lda + i] with kTransA. Two addresses and multiples of
 // lda reach 12 rows; the compiler, if it saw through them, would keep an address for each and spill the most.
-template <bool kTransA>
+template <bool kTransA, int R>
 struct LeftColumn {
   const float *first, *seventh;
   int64_t lda, lda3, lda5;
@@ -89,15 +94,18 @@ struct LeftColumn {
   FF_INLINE void next() {
     first += kTransA ? lda : 1;
     if (kTransA) return;
-    seventh += 1;
-    asm("" : "+r"(first), "+r"(seventh));
+    asm("" : "+r"(first));
+    if (R > 6) {
+      seventh += 1;
+      asm("" : "+r"(seventh));
+    }
   }
 };
 
 // R rows of C, W whole vectors and where kTail half of one more.
 template <class Term, class Beside, class To, int R, int W, bool kTail, bool kTransA>
-void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb, To to,
-                Beside beside) {
+void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,
+                To to, Beside beside) {
   vf acc[R][W];
   vf_half tail[R];
 #pragma GCC unroll 24
@@ -106,15 +114,14 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
 #pragma GCC unroll 4
     for (int j = 0; j < W; j++) acc[i][j] = vf{};
   }
-  LeftColumn<kTransA> left(a, lda);
+  LeftColumn<kTransA, R> left(a, lda);
   auto meanwhile = beside.start();
-  for (int64_t p = 0; p < k; p++, left.next()) {
+  const auto step = [&]() FF_LAMBDA {
     vf row[W];
     vf_half last{};
-    meanwhile.step(p);
 #pragma GCC unroll 4
-    for (int j = 0; j < W; j++) row[j] = load(b + p * ldb + j * kLanes);
-    if (kTail) last = load_as<vf_half>(b + p * ldb + W * kLanes);
+    for (int j = 0; j < W; j++) row[j] = load(b + j * kLanes);
+    if (kTail) last = load_as<vf_half>(b + W * kLanes);
 #pragma GCC unroll 24
     for (int i = 0; i < R; i++) {
       const vf x = splat(left.row(i));
@@ -126,7 +133,16 @@ void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* 
     for (int i = 0; kTail && Term::kFromMemory && i < R; i++) {
       tail[i] = Term::add(splat_as<vf_half>(left.row(i)), last, tail[i]);
     }
+    left.next();
+    b += ldb;
+  };
+  int64_t p = 0;
+  for (; p + kUnroll <= k; p += kUnroll) {
+    meanwhile.step(p / kUnroll);
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnroll; u++) step();
   }
+  for (; p < k; p++) step();
   beside.stop(meanwhile);
 #pragma GCC unroll 24
   for (int i = 0; i < R; i++) {
@@ -154,13 +170,14 @@ template <class Term, int W, bool kTail, bool kTransA, class To, class Beside>
 void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, To to, Beside beside) {
   constexpr int kEach = kAccumulators / (W + kTail), R = kEach > 16 ? 16 : kEach;
   const int64_t blocks = ceil_div(m, R), each = m / blocks, longer = m % blocks;  // even blocks: no thin last one
-  int64_t i = 0;
-  for (int64_t block = 0; block < blocks; block++) {
-    const int rows = int(each + (block < longer));
-    gemm_block_of<Term, Beside, To, R, W, kTail, kTransA>(rows)(k, a + (kTransA ? i : i * lda), lda, b, ldb,
-                                                                to.skip(i, 0), beside.skip_rows(i));
-    i += rows;
-  }
+  const auto run = [&](int64_t first, int64_t rows, int64_t count) FF_LAMBDA {
+    const auto block = gemm_block_of<Term, Beside, To, R, W, kTail, kTransA>(int(rows));
+    for (int64_t i = first; i < first + count * rows; i += rows) {
+      block(k, a + (kTransA ? i : i * lda), lda, b, ldb, to.skip(i, 0), beside.skip_rows(i));
+    }
+  };
+  if (longer) run(0, each + 1, longer);
+  run(longer * (each + 1), each, blocks - longer);
 }
 
 // n is rounded up to kColumns: kLanes or kGrain.
