@@ -1,7 +1,7 @@
 // Forward for few queries a key head: decoding, beams that share their keys, grouped heads. Bound by reading K and V
 // once, so every row is streamed in its own layout, lanes along its columns, and asked for kAhead rows before its turn:
 //
-//     x_j = q . k_j          kLanes keys at a time, their partial sums added across lanes in one tree
+//     x_j = q . k_j          lanes along a key's row; the partial sums of kLanes keys are added across lanes in one tree
 //     O  += sum_j p_j v_j    columns of O in registers
 #pragma once
 
@@ -43,45 +43,35 @@ FF_INLINE void touch_pages(const T* rows, int64_t stride) {
   }
 }
 
-// One line of the row kAhead rows below, into L2: requests for L1 would hold the few buffers of its misses.
-template <class T>
+// The lines of N elements of the row kAhead rows below, into L2: requests for L1 would hold the few buffers of its misses.
+// Short vectors do without: requests are then as many as loads, and the caches' own prefetchers follow rows as well.
+template <int N, class T>
 FF_INLINE void ask_ahead(const T* at, int64_t stride) {
-  __builtin_prefetch(at + kAhead * stride, 0, 2);
-}
-
-// sums[i] += W vectors of columns of q and key i
-template <class T, int W, bool kAsk>
-FF_INLINE void dot_columns(const T* const* keys, int64_t stride, const float* q, int64_t columns, vf (&sums)[kLanes]) {
-  vf query[W];
-#pragma GCC unroll 4
-  for (int w = 0; w < W; w++) query[w] = load(q + w * kLanes);
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; i++) {
-#pragma GCC unroll 4
-    for (int w = 0; w < W; w++) {
-      const T* at = keys[i] + w * kLanes;
-      if (kAsk && w * kLanes * sizeof(T) % 64 == 0) ask_ahead(at, stride);
-      sums[i] = fma(query[w], W > 1 ? load_as_float(at) : load_columns(at, columns), sums[i]);
-    }
+  for (int i = 0; kVectorRegisters == 32 && i < N; i += 64 / sizeof(T)) {
+    __builtin_prefetch(at + kAhead * stride + i, 0, 2);
   }
 }
 
-// Lane i: q . k_i of the kLanes keys; q zero padded. kAsk: for the first of several queries.
+// Partial sums of q . key, q zero padded. A row is read whole, so that memory comes in its own order.
 template <class T, bool kAsk>
-FF_INLINE vf decode_dots(const float* q, const T* const* rows, int64_t stride, int64_t dim) {
-  constexpr int W = kVectorRegisters == 32 ? 4 : 2;
-  const T* keys[kLanes];
-  for (int i = 0; i < kLanes; i++) keys[i] = rows[i];
-  vf sums[kLanes] = {};
+FF_INLINE vf decode_dot(const float* q, const T* key, int64_t stride, int64_t dim) {
+  constexpr int64_t kPair = 2 * kLanes;
+  vf even{}, odd{};
   int64_t c = 0;
-  const auto columns = [&](auto w) FF_LAMBDA {
-    constexpr int kWide = decltype(w)::value;
-    dot_columns<T, kWide, kAsk>(keys, stride, q + c, dim - c, sums);
-    for (int i = 0; i < kLanes; i++) keys[i] += kWide * kLanes;
-    c += kWide * kLanes;
-  };
-  while (c + W * kLanes <= dim) columns(Constant<W>{});
-  while (c < dim) columns(Constant<1>{});
+  for (; c + kPair <= dim; c += kPair) {
+    if (kAsk && c * sizeof(T) % 64 == 0) ask_ahead<kPair>(key + c, stride);
+    even = fma(load(q + c), load_as_float(key + c), even);
+    odd = fma(load(q + c + kLanes), load_as_float(key + c + kLanes), odd);
+  }
+  for (; c < dim; c += kLanes) even = fma(load(q + c), load_columns(key + c, dim - c), even);
+  return even + odd;
+}
+
+// Lane i: q . k_i of the kLanes keys. kAsk: for the first of several queries.
+template <class T, bool kAsk>
+FF_INLINE vf decode_dots(const float* q, const T* const* keys, int64_t stride, int64_t dim) {
+  vf sums[kLanes];
+  for (int i = 0; i < kLanes; i++) sums[i] = decode_dot<T, kAsk>(q, keys[i], stride, dim);
   return sums_of(sums);
 }
 
@@ -111,9 +101,9 @@ FF_INLINE void decode_sum(const float* weights, const T* v, int64_t stride, int6
   for (int64_t j = 0; j < n; j++) {
     const T* row = v + j * stride;
     if (j % kLanes == 0) touch_pages(row, stride);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int w = 0; w < W; w++) {
-      if (w * kLanes * sizeof(T) % 64 == 0) ask_ahead(row + w * kLanes, stride);
+      if (w * kLanes * sizeof(T) % 64 == 0) ask_ahead<1>(row + w * kLanes, stride);
       const vf value = load_columns(row + w * kLanes, columns - w * kLanes);
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) acc[r][w] = fma(splat(weights[r * kDecodeKeys + j]), value, acc[r][w]);
@@ -127,7 +117,7 @@ FF_INLINE void decode_sum(const float* weights, const T* v, int64_t stride, int6
 template <class T, int R>
 void decode_sums(const float* weights, const T* v, int64_t stride, int64_t n, int64_t dim, const float* rescale,
                  float* out, int64_t ld) {
-  constexpr int W = kVectorRegisters == 32 ? 4 : 2;
+  constexpr int W = kVectorRegisters == 32 ? 4 : max_of(8 / R, 2);
   int64_t c = 0;
   for (; c + (W - 1) * kLanes < dim; c += W * kLanes) {
     decode_sum<T, R, W>(weights, v + c, stride, n, dim - c, rescale, out + c, ld);
