@@ -180,30 +180,40 @@ void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* 
   run(longer * (each + 1), each, blocks - longer);
 }
 
+// body(first, count) of each panel of so many vectors; as even as can be: 5 = 3 + 2, not 4 + 1.
+template <class Body>
+FF_INLINE void for_panels(int64_t vectors, const Body& body) {
+  const int64_t panels = ceil_div(vectors, kPanelVectors), each = vectors / panels, longer = vectors % panels;
+  for (int64_t panel = 0, first = 0; panel < panels; panel++) {
+    const int64_t count = each + (panel < longer);
+    body(first, count);
+    first += count;
+  }
+}
+
 // n is rounded up to kColumns: kLanes or kGrain.
 template <bool kTransA, class Term = FloatTerm, int kColumns = kLanes, class To, class Beside = Alone>
 void gemm_to(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, To to,
              Beside beside = {}) {
   const int64_t pieces = ceil_div(n, kColumns), whole = pieces * kColumns / kLanes;
   const bool half = pieces * kColumns % kLanes != 0;
-  const int64_t vectors = whole + half, panels = ceil_div(vectors, kPanelVectors);
-  int64_t j = 0;
-  for (int64_t panel = 0; panel < panels; panel++) {
-    const int w = int(vectors / panels + (panel < vectors % panels));  // 5 = 3 + 2, not 4 + 1
-    const float* bj = b + j * kLanes;
-    const To to_j = to.skip(0, j * kLanes);
-    const Beside beside_j = beside.skip(0, j * kLanes * int64_t(sizeof(float)));
+  const int64_t vectors = whole + half;
+  for_panels(vectors, [&](int64_t first, int64_t count) {
+    const int64_t j = first * kLanes;
+    const float* bj = b + j;
+    const To to_j = to.skip(0, j);
+    const Beside beside_j = beside.skip(0, j * int64_t(sizeof(float)));
     const auto columns = [&](auto width) {
       constexpr int W = decltype(width)::value;
       if constexpr (W <= kPanelVectors) {
         if constexpr (kColumns < kLanes) {
-          if (half && panel + 1 == panels)
+          if (half && first + count == vectors)
             return gemm_panel<Term, W - 1, true, kTransA>(m, k, a, lda, bj, ldb, to_j, beside_j);
         }
         gemm_panel<Term, W, false, kTransA>(m, k, a, lda, bj, ldb, to_j, beside_j);
       }
     };
-    switch (w) {
+    switch (count) {
       case 1:
         columns(Constant<1>{});
         break;
@@ -217,8 +227,7 @@ void gemm_to(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const
         columns(Constant<4>{});
         break;
     }
-    j += w;
-  }
+  });
 }
 
 template <bool kTransA, class Term = FloatTerm, int kColumns = kLanes, class Beside = Alone>
@@ -226,10 +235,6 @@ void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
           int64_t ldc, bool accumulate, Beside beside = {}) {
   gemm_to<kTransA, Term, kColumns>(m, n, k, a, lda, b, ldb, Sums{c, ldc, accumulate}, beside);
 }
-
-constexpr int kHalf = kLanes / 2;
-typedef double vd __attribute__((vector_size(kHalf * 8)));
-typedef float vf_of_vd __attribute__((vector_size(kHalf * 4)));
 
 inline void gemm_precise(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                          float* c, float* rest, int64_t ldc) {
@@ -240,15 +245,13 @@ inline void gemm_precise(int64_t m, int64_t n, int64_t k, const float* a, int64_
     for (int64_t j = 0; j < round_up(n, kLanes); j += kHalf) {
       vd acc[R] = {};
       for (int64_t p = 0; p < k; p++) {
-        vf_of_vd x;
-        __builtin_memcpy(&x, b + p * ldb + j, sizeof x);
-        const vd row = __builtin_convertvector(x, vd);
+        const vd row = widen(load_as<vf_of_vd>(b + p * ldb + j));
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) acc[r] += row * double(rows[r][p]);
       }
       for (int r = 0; r < R && i + r < m; r++) {
         const vf_of_vd high = __builtin_convertvector(acc[r], vf_of_vd);
-        const vf_of_vd low = __builtin_convertvector(acc[r] - __builtin_convertvector(high, vd), vf_of_vd);
+        const vf_of_vd low = __builtin_convertvector(acc[r] - widen(high), vf_of_vd);
         __builtin_memcpy(c + (i + r) * ldc + j, &high, sizeof high);
         __builtin_memcpy(rest + (i + r) * ldc + j, &low, sizeof low);
       }

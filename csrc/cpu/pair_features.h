@@ -21,6 +21,17 @@ constexpr int64_t kBlock = 32;   // rows of a tile
 constexpr int64_t kPanel = 256;  // rows of the products that give the columns' gradients
 constexpr float kEps = 1e-12f;   // as torch.nn.functional.normalize
 
+// A strip as right operand of the logits is in panels [depth][width], body(first, width) each. Where vectors are short
+// they are those of gemm.h, which it reads from end to end: rows of kStrip floats fall into few sets of a cache.
+template <class T, class Body>
+FF_INLINE void for_column_panels(const Body& body) {
+  if constexpr (sizeof(T) == 4 && kVectorRegisters < 32) {
+    for_panels(kStrip / kLanes, [&](int64_t first, int64_t count) { body(first * kLanes, count * kLanes); });
+  } else {
+    body(int64_t(0), kStrip);
+  }
+}
+
 // Calls body(index) for each index in [0, count), in parallel.
 template <class Body>
 FF_INLINE void for_each(const ThreadPool& pool, int64_t count, const Body& body) {
@@ -116,7 +127,10 @@ void pack_strip_rows(const Features& x, bool normalize, int64_t count, const Ind
   __builtin_memset(to.rows + count * to.ld, 0, size_t((kStrip - count) * to.ld) * sizeof(T));
   __builtin_memset(to.inverse + count, 0, size_t(kStrip - count) * sizeof(float));
   if constexpr (sizeof(T) == 4) {
-    if (to.columns) pack_transposed(to.rows, to.ld, kStrip, x.dim, to.columns, kStrip, 1.0f);
+    if (!to.columns) return;
+    for_column_panels<T>([&](int64_t first, int64_t width) {
+      pack_transposed(to.rows + first * to.ld, to.ld, width, x.dim, to.columns + first * x.dim, width, 1.0f);
+    });
   } else {
 #if defined(__AVX512BF16__)
     if (to.columns) pack_pairs_transposed(to.rows, to.ld, kStrip, x.dim, to.columns, kStrip);
@@ -155,7 +169,7 @@ struct Side {
   int64_t n, dim, strips;
   int64_t ld;             // of rows and of gradients
   Buffer<T> rows;         // [n padded to kStrip][ld]
-  Buffer<T> columns;      // [strips]: float [dim][kStrip], bf16 [ceil(dim / 32) * 16][kStrip][2]
+  Buffer<T> columns;      // [strips]: float [dim][kStrip] in panels, bf16 [ceil(dim / 32) * 16][kStrip][2]
   Buffer<T> paired;       // bf16: [n / 2][ld][2]
   Buffer<T> transposed;   // AMX: [panels][dim padded to 16][kPanel]
   Buffer<float> inverse;  // [n padded to kStrip], 0 in the padding

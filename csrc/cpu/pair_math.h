@@ -74,13 +74,24 @@ FF_INLINE uint32_t lane_bits(vi mask) {
 }
 #endif
 
-// A vector of floats as doubles, for sums.
-typedef double vwide __attribute__((vector_size(kLanes * 8)));
+// A vector of floats as doubles, for sums: two vectors. One of twice the size the compiler would keep in memory.
+struct vwide {
+  vd low, high;
+  FF_INLINE friend vwide operator+(const vwide& a, const vwide& b) { return {a.low + b.low, a.high + b.high}; }
+  FF_INLINE friend vwide operator*(const vwide& a, const vwide& b) { return {a.low * b.low, a.high * b.high}; }
+  FF_INLINE friend vwide operator*(const vwide& a, double x) { return {a.low * x, a.high * x}; }
+  FF_INLINE vwide& operator+=(const vwide& a) { return *this = *this + a; }
+};
 
-FF_INLINE vwide widen(vf v) { return __builtin_convertvector(v, vwide); }
+FF_INLINE vwide widen(vf v) {
+  vf_of_vd parts[2];
+  __builtin_memcpy(parts, &v, sizeof v);
+  return {widen(parts[0]), widen(parts[1])};
+}
 FF_INLINE double reduce_add(const vwide& v) {
+  const vd both = v.low + v.high;
   double sum = 0;
-  for (int i = 0; i < kLanes; i++) sum += v[i];
+  for (int i = 0; i < kHalf; i++) sum += both[i];
   return sum;
 }
 FF_INLINE double reduce_add_double(vf v) { return reduce_add(widen(v)); }

@@ -21,8 +21,7 @@ struct LaneProducts {
   static constexpr bool kTransposed = false;
   static constexpr int64_t kEach = 4 / sizeof(T);                    // elements of a word
   static constexpr int64_t kPart = sizeof(T) == 4 ? 64 : INT64_MAX;  // words of a part of a logit
-  static constexpr int64_t kWide = kPanelVectors * kLanes;           // columns of gemm's widest block
-  static constexpr int64_t kTall = kAccumulators / kPanelVectors;    // and its rows
+  static constexpr int64_t kTall = kAccumulators / kPanelVectors;    // rows of gemm's widest block
   struct Session {};
 
   static const float* words(const T* p) { return reinterpret_cast<const float*>(p); }
@@ -36,8 +35,14 @@ struct LaneProducts {
     const int64_t depth = ceil_div(dim, kEach);
     for (int64_t k = 0; k < depth; k += kPart) {
       const Ahead<2> ahead{{stream_of(coming + k, ld / kEach), stream_of(later + k, ld / kEach)}};
-      gemm<false, Term>(count, cols, min_of(kPart, depth - k), a + k, ld / kEach, b + k * kStrip, kStrip, tile, kStrip,
-                        k > 0, ahead);
+      for_column_panels<T>([&](int64_t first, int64_t width) {
+        if (first >= cols) return;
+        const auto product = [&](const auto& beside) {
+          gemm<false, Term>(count, min_of(width, cols - first), min_of(kPart, depth - k), a + k, ld / kEach,
+                            b + first * depth + k * width, width, tile + first, kStrip, k > 0, beside);
+        };
+        first ? product(Alone{}) : product(ahead);
+      });
     }
   }
 
@@ -45,7 +50,8 @@ struct LaneProducts {
   static void row_gradient(const Side<T>& b, int64_t rows, const T* dx, int64_t col, int64_t cols, float* da,
                            bool accumulate, const T* next) {
     const float *columns = words(b.summed_row(col)), *coming = words(b.summed_row(col + kStrip));
-    for_panels(b.dim, [&](int64_t c, int64_t count) {
+    for_panels(ceil_div(b.dim, kLanes), [&](int64_t first, int64_t vectors) {
+      const int64_t c = first * kLanes, count = vectors * kLanes;
       const Ahead<2> ahead{{stream_of(words(next), kStrip / kEach), stream_of(coming + c, b.ld)}};
       gemm<false, Term>(rows, count, ceil_div(cols, kEach), words(dx), kStrip / kEach, columns + c, b.ld, da + c, b.ld,
                         accumulate, ahead);
@@ -58,20 +64,13 @@ struct LaneProducts {
     const int64_t depth = ceil_div(rows, kEach);
     for (int64_t k = 0; k < depth; k += kDepth) {
       const float *from = words(dx) + k * kStrip, *features = words(a.summed_row(row)) + k * a.ld;
-      for_panels(a.dim, [&](int64_t c, int64_t count) {
+      for_panels(ceil_div(a.dim, kLanes), [&](int64_t first, int64_t vectors) {
+        const int64_t c = first * kLanes, count = vectors * kLanes;
         const Stream sums = stream_of(db + kTall * a.ld + c, a.ld);
         gemm<true, Term>(cols, count, min_of(kDepth, depth - k), from, kStrip, features + c, a.ld, db + c, a.ld,
                          accumulate || k > 0, Ahead<1>{{sums}});
       });
     }
-  }
-
- private:
-  // body(first, count) for panels of about equal width
-  template <class Body>
-  static void for_panels(int64_t dim, const Body& body) {
-    const int64_t width = round_up(ceil_div(dim, ceil_div(dim, kWide)), kLanes);
-    for (int64_t c = 0; c < dim; c += width) body(c, min_of(width, dim - c));
   }
 };
 

@@ -17,6 +17,7 @@
 //   max  min  select(mask, a, b)  reduce_add  reduce_max
 //   vf_half, vi_half                        kGrain of them: half a vector, or a whole one; the same names work on them
 //   low_half(v)                             the first kGrain lanes
+//   vd                                      kHalf doubles; widen(vf_of_vd)
 #pragma once
 
 #include <cstddef>
@@ -70,11 +71,11 @@ struct Constant {
   static constexpr auto value = kValue;
 };
 template <class T>
-FF_INLINE T min_of(T a, T b) {
+FF_INLINE constexpr T min_of(T a, T b) {
   return a < b ? a : b;
 }
 template <class T>
-FF_INLINE T max_of(T a, T b) {
+FF_INLINE constexpr T max_of(T a, T b) {
   return a > b ? a : b;
 }
 FF_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -186,6 +187,21 @@ constexpr int kGrain = kLanes;
 using vf_half = vf;
 using vi_half = vi;
 FF_INLINE vf low_half(vf v) { return v; }
+#endif
+
+// ---- doubles, for sums ----
+
+constexpr int kHalf = kLanes / 2;
+typedef double vd __attribute__((vector_size(kHalf * 8)));
+typedef float vf_of_vd __attribute__((vector_size(kHalf * 4)));
+
+// GCC would convert 256 bits in two parts.
+#if defined(__AVX512F__)
+FF_INLINE vd widen(vf_of_vd v) { return (vd)_mm512_cvtps_pd((__m256)v); }
+#elif defined(__AVX2__)
+FF_INLINE vd widen(vf_of_vd v) { return (vd)_mm256_cvtps_pd((__m128)v); }
+#else
+FF_INLINE vd widen(vf_of_vd v) { return __builtin_convertvector(v, vd); }
 #endif
 
 // ---- conversions ----
