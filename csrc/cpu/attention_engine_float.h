@@ -17,7 +17,6 @@ struct FloatEngine : RowSum {
   static constexpr bool kRoundsResults = true;
   static constexpr int kLaneGrain = kGrain;
   static constexpr int64_t kKeptLimit = kKeptBytes;
-  static constexpr int64_t kScoreTerms = 64;  // products summed at once: softmax multiplies the error of large scores
 
   struct Session {};
 
@@ -55,8 +54,8 @@ struct FloatEngine : RowSum {
   static void rows_product(int64_t n, int64_t width, int64_t d, Operand<float> a, const float* b, float* c,
                            const Beside& beside) {
     const int64_t lanes = round_up(width, kLanes);
-    for (int64_t i = 0; i < d; i += kScoreTerms) {
-      const int64_t terms = min_of(kScoreTerms, d - i);
+    for (int64_t i = 0; i < d; i += kChain) {
+      const int64_t terms = min_of(kChain, d - i);
       gemm<false, FloatTerm, kGrain>(n, width, terms, a.data + i, a.ld, b + i * lanes, lanes, c, lanes, i > 0,
                                      beside.skip(0, i * 4));
     }

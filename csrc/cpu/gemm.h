@@ -25,6 +25,10 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 constexpr int kPanelVectors = kVectorRegisters == 32 ? 4 : 3;
 constexpr int kAccumulators = kVectorRegisters == 32 ? 24 : 12;
 
+// Terms of a float sum in one chain where large sums follow, logits: the rounding of a long one would show in softmax,
+// which multiplies it. Short vectors, whose blocks are soon over, go on to twice as many.
+constexpr int64_t kChain = kVectorRegisters == 32 ? 64 : 128;
+
 // One term of a sum; kFromMemory: its instruction broadcasts a number in memory itself.
 struct FloatTerm {
   static constexpr bool kFromMemory = true;
@@ -93,75 +97,80 @@ struct LeftColumn {
   }
   FF_INLINE void next() {
     first += kTransA ? lda : 1;
-    if (kTransA) return;
     asm("" : "+r"(first));
-    if (R > 6) {
+    if (!kTransA && R > 6) {
       seventh += 1;
       asm("" : "+r"(seventh));
     }
   }
 };
 
-// R rows of C, W whole vectors and where kTail half of one more.
+// `blocks` times R rows of C, W whole vectors and where kTail half of one more.
 template <class Term, class Beside, class To, int R, int W, bool kTail, bool kTransA>
-void gemm_block(int64_t k, const float* __restrict a, int64_t lda, const float* __restrict b, int64_t ldb,
-                To to, Beside beside) {
-  vf acc[R][W];
-  vf_half tail[R];
-#pragma GCC unroll 24
-  for (int i = 0; i < R; i++) {
-    tail[i] = vf_half{};
-#pragma GCC unroll 4
-    for (int j = 0; j < W; j++) acc[i][j] = vf{};
-  }
-  LeftColumn<kTransA, R> left(a, lda);
-  auto meanwhile = beside.start();
-  const auto step = [&]() FF_LAMBDA {
-    vf row[W];
-    vf_half last{};
-#pragma GCC unroll 4
-    for (int j = 0; j < W; j++) row[j] = load(b + j * kLanes);
-    if (kTail) last = load_as<vf_half>(b + W * kLanes);
+void gemm_blocks(int64_t blocks, int64_t k, const float* __restrict a, int64_t lda, const float* __restrict panel,
+                 int64_t ldb, To to, Beside beside) {
+  for (; blocks > 0; blocks--) {
+    vf acc[R][W];
+    vf_half tail[R];
 #pragma GCC unroll 24
     for (int i = 0; i < R; i++) {
-      const vf x = splat(left.row(i));
+      tail[i] = vf_half{};
 #pragma GCC unroll 4
-      for (int j = 0; j < W; j++) acc[i][j] = Term::add(x, row[j], acc[i][j]);
-      if (kTail && !Term::kFromMemory) tail[i] = Term::add(low_half(x), last, tail[i]);
+      for (int j = 0; j < W; j++) acc[i][j] = vf{};
     }
+    LeftColumn<kTransA, R> left(a, lda);
+    const float* b = panel;
+    auto meanwhile = beside.start();
+    const auto step = [&]() FF_LAMBDA {
+      vf row[W];
+      vf_half last{};
+#pragma GCC unroll 4
+      for (int j = 0; j < W; j++) row[j] = load(b + j * kLanes);
+      if (kTail) last = load_as<vf_half>(b + W * kLanes);
 #pragma GCC unroll 24
-    for (int i = 0; kTail && Term::kFromMemory && i < R; i++) {
-      tail[i] = Term::add(splat_as<vf_half>(left.row(i)), last, tail[i]);
+      for (int i = 0; i < R; i++) {
+        const vf x = splat(left.row(i));
+#pragma GCC unroll 4
+        for (int j = 0; j < W; j++) acc[i][j] = Term::add(x, row[j], acc[i][j]);
+        if (kTail && !Term::kFromMemory) tail[i] = Term::add(low_half(x), last, tail[i]);
+      }
+#pragma GCC unroll 24
+      for (int i = 0; kTail && Term::kFromMemory && i < R; i++) {
+        tail[i] = Term::add(splat_as<vf_half>(left.row(i)), last, tail[i]);
+      }
+      left.next();
+      b += ldb;
+    };
+    int64_t p = 0;
+    for (; p + kUnroll <= k; p += kUnroll) {
+      meanwhile.step(p / kUnroll);
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnroll; u++) step();
     }
-    left.next();
-    b += ldb;
-  };
-  int64_t p = 0;
-  for (; p + kUnroll <= k; p += kUnroll) {
-    meanwhile.step(p / kUnroll);
-#pragma GCC unroll 4
-    for (int u = 0; u < kUnroll; u++) step();
-  }
-  for (; p < k; p++) step();
-  beside.stop(meanwhile);
+    for (; p < k; p++) step();
+    beside.stop(meanwhile);
 #pragma GCC unroll 24
-  for (int i = 0; i < R; i++) {
+    for (int i = 0; i < R; i++) {
 #pragma GCC unroll 4
-    for (int j = 0; j < W; j++) to.put(i, j * kLanes, acc[i][j]);
-    if constexpr (kTail) to.put(i, W * kLanes, tail[i]);
+      for (int j = 0; j < W; j++) to.put(i, j * kLanes, acc[i][j]);
+      if constexpr (kTail) to.put(i, W * kLanes, tail[i]);
+    }
+    a += kTransA ? R : R * lda;
+    to = to.skip(R, 0);
+    beside = beside.skip_rows(R);
   }
 }
 
 template <class Beside, class To>
-using GemmBlock = void (*)(int64_t, const float*, int64_t, const float*, int64_t, To, Beside);
+using GemmBlocks = void (*)(int64_t, int64_t, const float*, int64_t, const float*, int64_t, To, Beside);
 
 template <class Term, class Beside, class To, int R, int W, bool kTail, bool kTransA>
-FF_INLINE GemmBlock<Beside, To> gemm_block_of(int rows) {
+FF_INLINE GemmBlocks<Beside, To> gemm_blocks_of(int64_t rows) {
   if constexpr (R == 1) {
-    return gemm_block<Term, Beside, To, 1, W, kTail, kTransA>;
+    return gemm_blocks<Term, Beside, To, 1, W, kTail, kTransA>;
   } else {
-    return rows == R ? gemm_block<Term, Beside, To, R, W, kTail, kTransA>
-                     : gemm_block_of<Term, Beside, To, R - 1, W, kTail, kTransA>(rows);
+    return rows == R ? gemm_blocks<Term, Beside, To, R, W, kTail, kTransA>
+                     : gemm_blocks_of<Term, Beside, To, R - 1, W, kTail, kTransA>(rows);
   }
 }
 
@@ -171,10 +180,8 @@ void gemm_panel(int64_t m, int64_t k, const float* a, int64_t lda, const float* 
   constexpr int kEach = kAccumulators / (W + kTail), R = kEach > 16 ? 16 : kEach;
   const int64_t blocks = ceil_div(m, R), each = m / blocks, longer = m % blocks;  // even blocks: no thin last one
   const auto run = [&](int64_t first, int64_t rows, int64_t count) FF_LAMBDA {
-    const auto block = gemm_block_of<Term, Beside, To, R, W, kTail, kTransA>(int(rows));
-    for (int64_t i = first; i < first + count * rows; i += rows) {
-      block(k, a + (kTransA ? i : i * lda), lda, b, ldb, to.skip(i, 0), beside.skip_rows(i));
-    }
+    gemm_blocks_of<Term, Beside, To, R, W, kTail, kTransA>(rows)(count, k, a + (kTransA ? first : first * lda), lda, b,
+                                                                 ldb, to.skip(first, 0), beside.skip_rows(first));
   };
   if (longer) run(0, each + 1, longer);
   run(longer * (each + 1), each, blocks - longer);

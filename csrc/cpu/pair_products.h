@@ -20,13 +20,13 @@ template <class T, class Term>
 struct LaneProducts {
   static constexpr bool kTransposed = false;
   static constexpr int64_t kEach = 4 / sizeof(T);                    // elements of a word
-  static constexpr int64_t kPart = sizeof(T) == 4 ? 64 : INT64_MAX;  // words of a part of a logit
+  static constexpr int64_t kPart = sizeof(T) == 4 ? kChain : INT64_MAX;  // words of a part of a logit
   static constexpr int64_t kTall = kAccumulators / kPanelVectors;    // rows of gemm's widest block
   struct Session {};
 
   static const float* words(const T* p) { return reinterpret_cast<const float*>(p); }
 
-  // Floats are summed in parts: at a scale of 100 the rounding of one long chain shows. `next`: rows that will be read
+  // `next`: rows that will be read
   // soon, [kBlock][ld], or null.
   static void logits(const T* rows, int64_t ld, int64_t count, const T* strip, int64_t cols, int64_t dim, float* tile,
                      const T* next) {

@@ -53,12 +53,13 @@ FF_INLINE vf floor(vf x) {  // |x| < 2^22
   return t - select((vi)(t > x), splat(1.0f), vf{});
 }
 #endif
+// At -127 and below f = 0, and the bits of 1.0 less 127 exponents are those of 0. Above, to -126, it is a subnormal number,
+// not very exact. A NaN stays one.
 template <bool kShort>
 FF_INLINE vf exp2_of(vf x) {
-  const vf clamped = max(x, splat(-126.0f)), whole = floor(clamped), f = clamped - whole;
+  const vf clamped = max(splat(-127.0f), x), whole = floor(clamped), f = clamped - whole;
   const vi exponent = __builtin_convertvector(whole, vi) << 23;
-  const vf y = (vf)((vi)(kShort ? exp2_polynomial_short(f) : exp2_polynomial(f)) + exponent);
-  return select((vi)(x < splat(-126.0f)), vf{}, y);
+  return (vf)((vi)(kShort ? exp2_polynomial_short(f) : exp2_polynomial(f)) + exponent);
 }
 FF_INLINE vf exp2(vf x) { return exp2_of<false>(x); }
 FF_INLINE vf exp2_short(vf x) { return exp2_of<true>(x); }
