@@ -195,7 +195,6 @@ constexpr int kHalf = kLanes / 2;
 typedef double vd __attribute__((vector_size(kHalf * 8)));
 typedef float vf_of_vd __attribute__((vector_size(kHalf * 4)));
 
-// GCC would convert 256 bits in two parts.
 #if defined(__AVX512F__)
 FF_INLINE vd widen(vf_of_vd v) { return (vd)_mm512_cvtps_pd((__m256)v); }
 #elif defined(__AVX2__)
@@ -206,7 +205,18 @@ FF_INLINE vd widen(vf_of_vd v) { return __builtin_convertvector(v, vd); }
 
 // ---- conversions ----
 
-FF_INLINE vf widen(vh h, const bf16*) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+// Where AVX2 has an instruction GCC would convert 128 bits at a time.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+FF_INLINE vu integers(vh h) { return (vu)_mm256_cvtepu16_epi32((__m128i)h); }
+FF_INLINE vh halves(vu u) {  // all below 2^16
+  return (vh)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)u), _mm256_extracti128_si256((__m256i)u, 1));
+}
+#else
+FF_INLINE vu integers(vh h) { return __builtin_convertvector(h, vu); }
+FF_INLINE vh halves(vu u) { return __builtin_convertvector(u, vh); }
+#endif
+
+FF_INLINE vf widen(vh h, const bf16*) { return (vf)(integers(h) << 16); }
 #if defined(__AVX512BF16__)
 FF_INLINE vh narrow(vf v, const bf16*) { return (vh)_mm512_cvtneps_pbh((__m512)v); }
 #else
@@ -214,7 +224,7 @@ FF_INLINE vh narrow(vf v, const bf16*) {
   const vu u = (vu)v;
   const vu even = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
   const vu nan = (u >> 16) | 0x40u;
-  return __builtin_convertvector((vu)select((vi)(v != v), (vi)nan, (vi)even), vh);
+  return halves((vu)select((vi)(v != v), (vi)nan, (vi)even));
 }
 #endif
 
