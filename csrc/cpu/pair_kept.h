@@ -71,10 +71,9 @@ FF_INLINE vf load_integer(const int16_t* from) {
 #if defined(__AVX512F__)
   return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)from)));
 #else
-  typedef int16_t vs __attribute__((vector_size(kLanes * 2)));
-  vs v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return __builtin_convertvector(__builtin_convertvector(v, vi), vf);
+  vh bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return __builtin_convertvector((vi)(integers(bits) << 16) >> 16, vf);
 #endif
 }
 FF_INLINE vf load_fixed(const int16_t* from) { return load_integer(from) * splat(1.0f / kFixedUnit); }

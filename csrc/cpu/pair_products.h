@@ -19,15 +19,14 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 template <class T, class Term>
 struct LaneProducts {
   static constexpr bool kTransposed = false;
-  static constexpr int64_t kEach = 4 / sizeof(T);                    // elements of a word
+  static constexpr int64_t kEach = 4 / sizeof(T);                        // elements of a word
   static constexpr int64_t kPart = sizeof(T) == 4 ? kChain : INT64_MAX;  // words of a part of a logit
-  static constexpr int64_t kTall = kAccumulators / kPanelVectors;    // rows of gemm's widest block
+  static constexpr int64_t kTall = kAccumulators / kPanelVectors;        // rows of gemm's widest block
   struct Session {};
 
   static const float* words(const T* p) { return reinterpret_cast<const float*>(p); }
 
-  // `next`: rows that will be read
-  // soon, [kBlock][ld], or null.
+  // `next`: rows that will be read soon, [kBlock][ld], or null.
   static void logits(const T* rows, int64_t ld, int64_t count, const T* strip, int64_t cols, int64_t dim, float* tile,
                      const T* next) {
     const float *a = words(rows), *b = words(strip), *coming = words(rows + kBlock * ld),
