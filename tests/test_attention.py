@@ -140,6 +140,19 @@ def test_empty_sizes_are_legal(B: int, Sq: int, Sk: int, platform: Platform) -> 
 
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
+@pytest.mark.parametrize("Sq", [1, 9])
+def test_nan_stays_in_its_row(Sq: int, platform: Platform) -> None:
+    q, k, v = (torch.randn(1, 2, s, 16, device=platform.device) for s in (Sq, 40, 40))
+    q[0, 1, Sq - 1, 3] = float("nan")
+    with platform.active():
+        out = ff.cross_attention(q, k, v, backend=platform.backend)
+    assert isinstance(out, Tensor)
+    expected = torch.zeros(1, 2, Sq, dtype=torch.bool, device=platform.device)
+    expected[0, 1, Sq - 1] = True
+    assert torch.equal(out.isnan().any(-1), expected)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 def test_only_the_wanted_gradients(platform: Platform) -> None:
     shapes = [(1, 2, 9, 16), (1, 2, 20, 16), (1, 2, 20, 16), (9, 20)]
     q, k, v, bias = (torch.randn(shape, device=platform.device, dtype=platform.dtype) for shape in shapes)

@@ -151,6 +151,21 @@ def test_empty_sides(platform: Platform, sizes: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_nan_is_not_lost(normalize: bool, platform: Platform) -> None:
+    a, b = (torch.randn(20, 8, device=platform.device, dtype=platform.dtype) for _ in range(2))
+    a[3, 2] = float("nan")
+    options: dict[str, Any] = {"normalize": normalize, "backend": platform.backend}
+    with platform.active():
+        losses = [
+            ff.clip_loss(a, b, 10.0, **options),
+            ff.siglip_loss(a, b, 10.0, -10.0, **options),
+            ff.nt_xent_loss(a, b, 10.0, **options),
+        ]
+    assert all(loss.isnan() for loss in losses)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 def test_ids_of_any_integer_dtype_and_size(platform: Platform) -> None:
     a, b = (torch.randn(20, 8).to(platform.device, platform.dtype) for _ in range(2))
     ids = (torch.arange(20) % 7).to(platform.device)

@@ -1,14 +1,14 @@
-// What a product of gemm.h does beside its arithmetic in step p of a block of rows: nothing, Alone; or it asks memory for
-// rows in step with its own, Ahead, or for what a queue has next, Fed of feed.h.
+// What a product of gemm.h does beside its arithmetic every kUnroll steps of a block of rows: nothing, Alone; or it asks
+// memory for rows in step with its own, Ahead, or for what a queue has next, Fed of feed.h.
 //
-// A block of rows steps what start() gives it and hands it back to stop().
+// A block of rows steps what start() gives it, p = 0, 1, ..., and hands it back to stop().
 #pragma once
 
 #include "cpu/simd.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
-// Steps of a product from one visit to the next. A step of a short block of short vectors is over in six cycles.
+// With 16 registers a step of a product is over in six cycles: too few for a request each.
 constexpr int kUnroll = kVectorRegisters == 32 ? 1 : 4;
 
 struct Alone {
@@ -20,8 +20,8 @@ struct Alone {
 };
 
 // Rows that will be read or written soon, asked for in step with a product, whose arithmetic hides their way from memory:
-// in step p line p / 16 of row p % 16, a row of 16 steps being a cache line. A block of rows asks for 16 of each stream:
-// those that correspond to its own, and more, which costs nothing.
+// line p / kRows of row p % kRows, 16 steps of the product being a cache line. A block of rows asks for kRows of each
+// stream: those that correspond to its own, or more, which costs nothing.
 struct Stream {
   const char* data;
   int64_t stride;  // bytes

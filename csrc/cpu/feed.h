@@ -1,4 +1,4 @@
-// Memory that will be read or written soon, in the order of its use. Products ask for it meanwhile, a line in each step of
+// Memory that will be read or written soon, in the order of its use. Products ask for it meanwhile, a line every few steps of
 // gemm.h, whatever their own shape: so the requests, which the cores' miss buffers take one after the other, are spread
 // evenly over the arithmetic that hides them.
 #pragma once

@@ -35,6 +35,7 @@ struct FloatTerm {
   template <class V>
   FF_INLINE static V add(V a, V b, V sum) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
+    // With no register to spare the compiler would copy sums to and fro between the unrolled steps.
     asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
     return sum;
 #else

@@ -21,8 +21,8 @@ constexpr int64_t kBlock = 32;   // rows of a tile
 constexpr int64_t kPanel = 256;  // rows of the products that give the columns' gradients
 constexpr float kEps = 1e-12f;   // as torch.nn.functional.normalize
 
-// A strip as right operand of the logits is in panels [depth][width], body(first, width) each. Where vectors are short
-// they are those of gemm.h, which it reads from end to end: rows of kStrip floats fall into few sets of a cache.
+// body(first, width) of each panel [depth][width] of a strip as right operand of the logits. Short vectors take panels as
+// wide as gemm.h's, so that it reads them from end to end: steps of kStrip floats fall into few sets of the cache.
 template <class T, class Body>
 FF_INLINE void for_column_panels(const Body& body) {
   if constexpr (sizeof(T) == 4 && kVectorRegisters < 32) {
