@@ -1,5 +1,6 @@
 // Forward for few queries a key head: decoding, beams that share their keys, grouped heads. Bound by reading K and V
-// once, so every row is streamed in its own layout, lanes along its columns, and asked for kAhead rows before its turn:
+// once, so every row is streamed in its own layout, lanes along its columns, its pages and where vectors are long its lines
+// asked for before its turn:
 //
 //     x_j = q . k_j          lanes along a key's row; the partial sums of kLanes keys are added across lanes in one tree
 //     O  += sum_j p_j v_j    columns of O in registers

@@ -11,7 +11,7 @@ FF_INLINE vf exp_exact(vf x) {
 #if defined(__AVX512F__)
   const vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  const vf clamped = max(splat(-127.0f), x), whole = floor(clamped + splat(0.5f)), f = clamped - whole;
+  const vf clamped = at_least(kLeast, x), whole = floor(clamped + splat(0.5f)), f = clamped - whole;
 #endif
   vf p = splat(1.535336117e-4f);
   p = fma(p, f, splat(1.339887466e-3f));
@@ -23,7 +23,7 @@ FF_INLINE vf exp_exact(vf x) {
 #if defined(__AVX512F__)
   return (vf)_mm512_scalef_ps((__m512)p, (__m512)(x - f));
 #else
-  return (vf)((vi)p + (__builtin_convertvector(whole, vi) << 23));  // 0 at -127, as exp2_of
+  return scale_by(p, whole);
 #endif
 }
 

@@ -53,13 +53,16 @@ FF_INLINE vf floor(vf x) {  // |x| < 2^22
   return t - select((vi)(t > x), splat(1.0f), vf{});
 }
 #endif
-// At -127 and below f = 0, and the bits of 1.0 less 127 exponents are those of 0. Above, to -126, it is a subnormal number,
-// not very exact. A NaN stays one.
+// p 2^whole for p near 1 and whole numbers from kLeast on, which is small enough: exactly 1 times it has the bits of 0. Up to
+// -126 results may be subnormal and not very exact. A NaN passes at_least, whose operands are in the order that keeps it.
+constexpr float kLeast = -127;
+FF_INLINE vf at_least(float low, vf x) { return max(splat(low), x); }
+FF_INLINE vf scale_by(vf p, vf whole) { return (vf)((vi)p + (__builtin_convertvector(whole, vi) << 23)); }
+
 template <bool kShort>
 FF_INLINE vf exp2_of(vf x) {
-  const vf clamped = max(splat(-127.0f), x), whole = floor(clamped), f = clamped - whole;
-  const vi exponent = __builtin_convertvector(whole, vi) << 23;
-  return (vf)((vi)(kShort ? exp2_polynomial_short(f) : exp2_polynomial(f)) + exponent);
+  const vf clamped = at_least(kLeast, x), whole = floor(clamped), f = clamped - whole;
+  return scale_by(kShort ? exp2_polynomial_short(f) : exp2_polynomial(f), whole);
 }
 FF_INLINE vf exp2(vf x) { return exp2_of<false>(x); }
 FF_INLINE vf exp2_short(vf x) { return exp2_of<true>(x); }
