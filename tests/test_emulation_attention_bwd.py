@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -44,6 +45,15 @@ LONGER = [replace(c, name=f"{c.name}_longer", Sk=300) for c in PLAIN_CASES if c.
 def test_matches_float64_in_one_pass(case: AttentionCase) -> None:
     with emulated(seed=len(case.name)):
         check(replace(in_one_pass(case), gate="head"), torch.bfloat16)
+
+
+BROADCAST = [" ".join(sizes) for sizes in product(*(("1", size) for size in ("B", "H", "Sq", "Sk")))]
+
+
+@pytest.mark.parametrize("bias", BROADCAST)
+def test_bias_of_any_shape(bias: str) -> None:
+    with emulated():
+        check(AttentionCase("bias_of_any_shape", H=3, Sq=21, Sk=77, D=16, bias=bias), torch.bfloat16)
 
 
 # Several tiles of keys and of rows, of two heads each that lie apart: every ring comes round.

@@ -1,4 +1,9 @@
 // Gradient of a bias that is broadcast: the sum of the scores' gradient over what the bias does not have.
+//
+//     dbias[kept] = sum of ds[kept, summed] over summed
+//
+// Neighbouring dimensions of [B, H, Sq, Sk] that are both kept, or both summed, count as one: there are two of each kind
+// at most, and a thread divides once.
 #pragma once
 
 #include "cuda/attention_bwd_tile.cuh"
@@ -6,33 +11,31 @@
 
 namespace fastfuse::cuda {
 
-// Element `index` of dbias: the sum of every `step`th of its elements of ds, beginning with number `first`.
-FF_DEVICE float sum_of_ds(const AttentionBackward& p, int64_t index, int first, int step) {
-  const int full[4] = {p.batch, p.heads, p.seq_q, p.seq_k};
-  int64_t at = 0, stride = 1, count = 1, size[4], pitch[4];
-#pragma unroll
+// Of ds, the inner one first; 1, 0 where there is none.
+struct TwoDimensions {
+  int64_t size[2], pitch[2];
+};
+
+struct BiasSums {
+  const float* ds;  // [B, H, Sq, Sk] contiguous
+  void* dbias;      // [kept] contiguous
+  DType dtype;      // of dbias
+  TwoDimensions kept, summed;
+};
+
+inline TwoDimensions dimensions_of_ds(const AttentionBackward& p, bool summed) {
+  const int size[4] = {p.batch, p.heads, p.seq_q, p.seq_k};
+  TwoDimensions found{{1, 1}, {0, 0}};
+  int n = -1;
+  int64_t pitch = 1;
   for (int i = 3; i >= 0; i--) {
-    const bool summed = p.bias_size[i] == 1;
-    size[i] = summed ? full[i] : 1;
-    pitch[i] = stride;
-    count *= size[i];
-    if (!summed) {
-      at += index % full[i] * stride;
-      index /= full[i];
+    if (size[i] > 1 && (p.bias_size[i] == 1) == summed) {
+      if (n < 0 || pitch != found.size[n] * found.pitch[n]) found.pitch[++n] = pitch;
+      found.size[n] *= size[i];
     }
-    stride *= full[i];
+    pitch *= size[i];
   }
-  float sum = 0;
-  for (int64_t n = first; n < count; n += step) {
-    int64_t left = n, element = at;
-#pragma unroll
-    for (int i = 3; i >= 0; i--) {
-      element += left % size[i] * pitch[i];
-      left /= size[i];
-    }
-    sum += load_global(static_cast<const float*>(p.ds) + element);
-  }
-  return sum;
+  return found;
 }
 
 FF_DEVICE void store_rounded(void* to, DType dtype, int64_t at, float x) {
@@ -41,25 +44,65 @@ FF_DEVICE void store_rounded(void* to, DType dtype, int64_t at, float x) {
   store_global(static_cast<uint16_t*>(to) + at, uint16_t(bits));
 }
 
-// Neighbouring threads sum for neighbouring keys; where keys are summed too, a block for each element.
-static FF_KERNEL(kRowThreads) attention_bwd_dbias_kernel(const FF_GRID_CONSTANT AttentionBwdArguments args) {
-  const AttentionBackward& p = args.p;
-  if (p.bias_size[3] == 1 && p.seq_k > 1) {
-    const float sum = block_sum(sum_of_ds(p, block_index(), thread_index(), kRowThreads), shared_memory());
-    if (thread_index() == 0) store_rounded(p.dbias, p.bias_dtype, block_index(), sum);
-    return;
+// Where kept element `index` of ds begins.
+FF_DEVICE const float* kept_ds(const BiasSums& sums, int64_t index) {
+  const int64_t outer = index / sums.kept.size[0], inner = index - outer * sums.kept.size[0];
+  return sums.ds + outer * sums.kept.pitch[1] + inner * sums.kept.pitch[0];
+}
+
+constexpr int kSumsAtOnce = 8;  // loads in flight
+
+// sum + x[0] + x[stride] + .., kSumsAtOnce of them, or only `count`.
+template <bool kAll>
+FF_DEVICE float add_some(float sum, const float* x, int64_t stride, int count) {
+  float value[kSumsAtOnce];
+#pragma unroll
+  for (int i = 0; i < kSumsAtOnce; i++) value[i] = kAll || i < count ? load_global(x + i * stride) : 0.0f;
+#pragma unroll
+  for (int i = 0; i < kSumsAtOnce; i++) sum += value[i];
+  return sum;
+}
+
+// From `ds` on, every kStep-th of the inner dimension, beginning with number `first`, for each of the outer one.
+template <int kStep>
+FF_DEVICE float sum_of_ds(const BiasSums& sums, const float* ds, int first) {
+  const int64_t pitch = sums.summed.pitch[0], stride = kStep * pitch;
+  const int64_t count = (sums.summed.size[0] - first + kStep - 1) / kStep;
+  float sum = 0;
+  for (int64_t outer = 0; outer < sums.summed.size[1]; outer++) {
+    const float* x = ds + outer * sums.summed.pitch[1] + first * pitch;
+    int64_t left = count;
+    for (; left >= kSumsAtOnce; left -= kSumsAtOnce, x += kSumsAtOnce * stride)
+      sum = add_some<true>(sum, x, stride, kSumsAtOnce);
+    if (left > 0) sum = add_some<false>(sum, x, stride, int(left));
   }
+  return sum;
+}
+
+// A thread for each element, neighbours for neighbouring keys.
+static FF_KERNEL(kRowThreads) attention_bwd_dbias_kernel(const FF_GRID_CONSTANT BiasSums sums) {
   const int64_t index = int64_t(block_index()) * kRowThreads + thread_index();
-  if (index >= int64_t(p.bias_size[0]) * p.bias_size[1] * p.bias_size[2] * p.bias_size[3]) return;
-  store_rounded(p.dbias, p.bias_dtype, index, sum_of_ds(p, index, 0, 1));
+  if (index >= sums.kept.size[0] * sums.kept.size[1]) return;
+  store_rounded(sums.dbias, sums.dtype, index, sum_of_ds<1>(sums, kept_ds(sums, index), 0));
+}
+
+// Where keys are summed: a block for each element, neighbouring threads read neighbouring keys.
+static FF_KERNEL(kRowThreads) attention_bwd_dbias_of_keys_kernel(const FF_GRID_CONSTANT BiasSums sums) {
+  const float* ds = kept_ds(sums, block_index());
+  const float sum = block_sum(sum_of_ds<kRowThreads>(sums, ds, thread_index()), shared_memory());
+  if (thread_index() == 0) store_rounded(sums.dbias, sums.dtype, block_index(), sum);
 }
 
 inline cudaError_t sum_bias(const AttentionBwdArguments& args, cudaStream_t stream) {
   const AttentionBackward& p = args.p;
   if (!p.dbias) return cudaSuccess;
-  const int64_t elements = int64_t(p.bias_size[0]) * p.bias_size[1] * p.bias_size[2] * p.bias_size[3];
-  const int64_t blocks = p.bias_size[3] == 1 && p.seq_k > 1 ? elements : (elements + kRowThreads - 1) / kRowThreads;
-  return launch(attention_bwd_dbias_kernel, int(blocks), kRowThreads, 4 * kRowWarps, stream, args);
+  const BiasSums sums{static_cast<const float*>(p.ds), p.dbias, p.bias_dtype, dimensions_of_ds(p, false),
+                      dimensions_of_ds(p, true)};
+  const int64_t elements = sums.kept.size[0] * sums.kept.size[1];
+  if (p.bias_size[3] == 1 && p.seq_k > 1)
+    return launch(attention_bwd_dbias_of_keys_kernel, int(elements), kRowThreads, 4 * kRowWarps, stream, sums);
+  return launch(attention_bwd_dbias_kernel, int((elements + kRowThreads - 1) / kRowThreads), kRowThreads, 0, stream,
+                sums);
 }
 
 }  // namespace fastfuse::cuda
