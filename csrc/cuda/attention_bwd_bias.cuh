@@ -11,20 +11,21 @@
 
 namespace fastfuse::cuda {
 
-// Of ds, the inner one first; 1, 0 where there is none.
+// Of ds, the inner one first; 1, 0 where there is none. Keys up to ds_pitch count.
 struct TwoDimensions {
   int64_t size[2], pitch[2];
 };
 
 struct BiasSums {
-  const float* ds;  // [B, H, Sq, Sk] contiguous
+  const float* ds;  // [B, H, Sq, pitch] contiguous
   void* dbias;      // [kept] contiguous
+  int pitch, keys;  // a row of ds, and of dbias where keys are kept
   DType dtype;      // of dbias
   TwoDimensions kept, summed;
 };
 
 inline TwoDimensions dimensions_of_ds(const AttentionBackward& p, bool summed) {
-  const int size[4] = {p.batch, p.heads, p.seq_q, p.seq_k};
+  const int size[4] = {p.batch, p.heads, p.seq_q, p.ds_pitch};
   TwoDimensions found{{1, 1}, {0, 0}};
   int n = -1;
   int64_t pitch = 1;
@@ -79,11 +80,12 @@ FF_DEVICE float sum_of_ds(const BiasSums& sums, const float* ds, int first) {
   return sum;
 }
 
-// A thread for each element, neighbours for neighbouring keys.
+// A thread for each element of [kept] with ds's rows, neighbours for neighbouring keys.
 static FF_KERNEL(kRowThreads) attention_bwd_dbias_kernel(const FF_GRID_CONSTANT BiasSums sums) {
   const int64_t index = int64_t(block_index()) * kRowThreads + thread_index();
-  if (index >= sums.kept.size[0] * sums.kept.size[1]) return;
-  store_rounded(sums.dbias, sums.dtype, index, sum_of_ds<1>(sums, kept_ds(sums, index), 0));
+  const int64_t row = index / sums.pitch, key = index - row * sums.pitch;
+  if (index >= sums.kept.size[0] * sums.kept.size[1] || key >= sums.keys) return;
+  store_rounded(sums.dbias, sums.dtype, row * sums.keys + key, sum_of_ds<1>(sums, kept_ds(sums, index), 0));
 }
 
 // Where keys are summed: a block for each element, neighbouring threads read neighbouring keys.
@@ -96,10 +98,11 @@ static FF_KERNEL(kRowThreads) attention_bwd_dbias_of_keys_kernel(const FF_GRID_C
 inline cudaError_t sum_bias(const AttentionBwdArguments& args, cudaStream_t stream) {
   const AttentionBackward& p = args.p;
   if (!p.dbias) return cudaSuccess;
-  const BiasSums sums{static_cast<const float*>(p.ds), p.dbias, p.bias_dtype, dimensions_of_ds(p, false),
-                      dimensions_of_ds(p, true)};
+  const BiasSums sums{
+      static_cast<const float*>(p.ds), p.dbias, p.ds_pitch, p.seq_k, p.bias_dtype, dimensions_of_ds(p, false),
+      dimensions_of_ds(p, true)};
   const int64_t elements = sums.kept.size[0] * sums.kept.size[1];
-  if (p.bias_size[3] == 1 && p.seq_k > 1)
+  if (p.bias_size[3] == 1)
     return launch(attention_bwd_dbias_of_keys_kernel, int(elements), kRowThreads, 4 * kRowWarps, stream, sums);
   return launch(attention_bwd_dbias_kernel, int((elements + kRowThreads - 1) / kRowThreads), kRowThreads, 0, stream,
                 sums);
