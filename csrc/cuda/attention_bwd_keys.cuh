@@ -8,6 +8,8 @@
 // center and offset of each row are those of attention_bwd_rows.cuh and attention_bwd_queries.cuh.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/attention_bwd_config.h"
 #include "cuda/attention_bwd_tile.cuh"
 #include "cuda/attention_products.cuh"
@@ -117,6 +119,7 @@ struct KeysConsumer {
   static constexpr int kScores = C::kBlockM / 2, kSums = C::kColumns / 2;
   static constexpr int kPairs = C::kBlockM / 8;                         // of rows, a thread's
   static constexpr int kWords = C::kGeneral ? (kScores + 31) / 32 : 1;  // of a bit for each score
+  static constexpr int kBiases = C::kHeadDim == 64 ? 8 : 4;             // of a thread, under way at once
 
   const AttentionBwdKeysArguments& args;
   const AttentionBwdKeysShared<C>& shared;
@@ -139,29 +142,20 @@ struct KeysConsumer {
     return load_shared<float>(shared.rows(queries.stage) + uint32_t(C::kOpen + (8 * j + lane % 4 * 2 + c) * 4));
   }
 
-  // The bias of row c of a pair and of keys `key` and `key` + 8.
-  template <class T>
-  FF_DEVICE void add_bias_pair(const KeysTile& t, int key, int query, int head, float& x, float& eight_further) const {
+  // Of pairs j.., as elements. A branch, and none between the loads: these are under way at once, and no more, which is
+  // what registers last. bias: of the batch.
+  template <class Bias>
+  FF_DEVICE void load_biases(const Bias* bias, int key, int j, float (&x)[kBiases]) const {
     const AttentionProblem& p = args.p;
     const int64_t* stride = p.bias_stride;
-    const T* at =
-        static_cast<const T*>(p.bias) + t.batch * stride[0] + head * stride[1] + query * stride[2] + key * stride[3];
-    if (key < p.seq_k) x += bias_at(at);
-    if (key + 8 < p.seq_k) eight_further += bias_at(at + 8 * stride[3]);
-  }
-
-  // x[2 h + c]: row c of pair j, key `key` + 8 h.
-  FF_DEVICE void add_bias_pairs(const KeysTile& t, int key, int j, float (&x)[4]) const {
-    const RowPair<int> place = row_pair<int>(C::kPlace, j);
 #pragma unroll
-    for (int c = 0; c < 2; c++) {
-      const int query = place.first[c], head = place.second[c];
-      if (args.p.bias_dtype == DType::kFloat32)
-        add_bias_pair<float>(t, key, query, head, x[c], x[2 + c]);
-      else if (args.p.bias_dtype == DType::kBool)
-        add_bias_pair<Visible>(t, key, query, head, x[c], x[2 + c]);
-      else
-        add_bias_pair<Element>(t, key, query, head, x[c], x[2 + c]);
+    for (int i = 0; i < kBiases; i++) x[i] = 0;
+    if (recomputed(key) >= p.seq_k) return;
+#pragma unroll
+    for (int i = 0; i < kBiases; i++) {
+      const RowPair<int> place = row_pair<int>(C::kPlace, j + i / 4);  // query and head
+      const int at = smaller(key + i / 2 % 2 * 8, p.seq_k - 1);
+      x[i] = bias_at(bias + place.second[i % 2] * stride[1] + place.first[i % 2] * stride[2] + at * stride[3]);
     }
   }
 
@@ -197,12 +191,29 @@ struct KeysConsumer {
     }
   }
 
-  // Products to P^T, rounded, and in place of them P^T times softcap's slope.
+  FF_DEVICE void find_weights(const KeysTile& t, int key, const uint32_t (&kept)[kWords], float (&s)[kScores],
+                              uint32_t (&weights)[kScores / 2]) const {
+    if (!C::kGeneral || !args.p.bias) return find_weights<void>(t, key, kept, s, weights);
+    switch (args.p.bias_dtype) {
+      case DType::kFloat32:
+        return find_weights<float>(t, key, kept, s, weights);
+      case DType::kBool:
+        return find_weights<Visible>(t, key, kept, s, weights);
+      default:
+        return find_weights<Element>(t, key, kept, s, weights);
+    }
+  }
+
+  // Products to P^T, rounded, and in place of them P^T times softcap's slope. Bias: its type, or void.
+  template <class Bias>
   FF_DEVICE void find_weights(const KeysTile& t, int key, const uint32_t (&kept)[kWords], float (&s)[kScores],
                               uint32_t (&weights)[kScores / 2]) const {
     const AttentionProblem& p = args.p;
     const float inverse = args.softcap_inverse;
     const bool all_see = load_shared<int>(shared.rows(queries.stage) + C::kAllSee);
+    const Bias* bias = static_cast<const Bias*>(p.bias);
+    float biases[kBiases];
+    if constexpr (!std::is_void_v<Bias>) bias += t.batch * p.bias_stride[0];
     if constexpr (C::kGeneral) scale_scores(args.units, s);
 #pragma unroll
     for (int j = 0; j < kPairs; j++) {
@@ -213,7 +224,11 @@ struct KeysConsumer {
         x[i] = s[4 * j + i];
         slope[i] = 1.0f - x[i] * inverse * (x[i] * inverse);
       }
-      if (C::kGeneral && p.bias) add_bias_pairs(t, key, j, x);
+      if constexpr (!std::is_void_v<Bias>) {
+        if (4 * j % kBiases == 0) load_biases(bias, key, j, biases);
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] += biases[4 * j % kBiases + i];
+      }
       if (!all_see) {
         const RowPair<int> sees = row_pair<int>(C::kSees, j);
 #pragma unroll

@@ -70,29 +70,55 @@ FF_DEVICE TwoBiases two_biases_at(const T* at) {
   return {to_float(T{uint16_t(pair)}) * kLog2e, to_float(T{uint16_t(pair >> 16)}) * kLog2e};
 }
 
+// Whether two neighbours of every row can be loaded at once.
+template <class T>
+FF_DEVICE bool is_paired(const AttentionProblem& p) {
+  const int64_t* s = p.bias_stride;
+  const int64_t first = int64_t(reinterpret_cast<uintptr_t>(p.bias) / sizeof(T));
+  return s[3] == 1 && (first | s[0] | s[1] | s[2]) % 2 == 0;
+}
+
+// A branch before the biases of each 32 keys, and none between their loads: those are under way at once, and no more,
+// which is what registers last.
 template <class T, int kCount>
 FF_DEVICE void add_bias(const AttentionProblem& p, const QueryTile& t, const QueryRow (&rows)[2], int first_key,
                         float (&x)[kCount]) {
-  const int key = first_key + thread_index() % 4 * 2;
   const int64_t* s = p.bias_stride;
+  const T* bias = static_cast<const T*>(p.bias) + t.batch * s[0];
+  const int key = first_key + thread_index() % 4 * 2, left = p.seq_k - key;
+  const T* row0 = bias + rows[0].head * s[1] + rows[0].query * s[2] + key * s[3];
+  const T* row1 = bias + rows[1].head * s[1] + rows[1].query * s[2] + key * s[3];
+  const bool contiguous = s[3] == 1, paired = is_paired<T>(p);
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    if (!rows[h].exists) continue;
-    const T* row = static_cast<const T*>(p.bias) + t.batch * s[0] + rows[h].head * s[1] + rows[h].query * s[2];
-    const bool paired = s[3] == 1 && reinterpret_cast<uintptr_t>(row) % (2 * sizeof(T)) == 0;
+  for (int begin = 0; begin < kCount; begin += 16) {
+    const int keys_left = p.seq_k - first_key - begin * 2;
+    if (keys_left <= 0) break;
+    if (paired && keys_left >= 32) {
 #pragma unroll
-    for (int i = 0; i < kCount / 4; i++) {
-      const int j = key + i * 8;
-      float* at = x + i * 4 + h * 2;
-      if (paired && j + 1 < p.seq_k) {
-        const TwoBiases two = two_biases_at(row + j);
-        at[0] += two.low;
-        at[1] += two.high;
-      } else {
-        if (j < p.seq_k) at[0] += bias_at(row + j * s[3]);
-        if (j + 1 < p.seq_k) at[1] += bias_at(row + (j + 1) * s[3]);
+      for (int i = begin; i < begin + 16 && i < kCount; i += 4) {
+        const TwoBiases two0 = two_biases_at(row0 + i * 2), two1 = two_biases_at(row1 + i * 2);
+        x[i] += two0.low;
+        x[i + 1] += two0.high;
+        x[i + 2] += two1.low;
+        x[i + 3] += two1.high;
       }
+      continue;
     }
+    const auto add = [&](int64_t stride) {
+#pragma unroll
+      for (int i = begin; i < begin + 16 && i < kCount; i += 4) {
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+          const bool inside = i * 2 + c < left;
+          x[i + c] += inside ? bias_at(row0 + (i * 2 + c) * stride) : 0.0f;
+          x[i + 2 + c] += inside ? bias_at(row1 + (i * 2 + c) * stride) : 0.0f;
+        }
+      }
+    };
+    if (contiguous)
+      add(1);
+    else
+      add(s[3]);
   }
 }
 
