@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -44,6 +46,25 @@ LONGER = [replace(c, name=f"{c.name}_longer", Sk=300) for c in PLAIN_CASES if c.
 def test_matches_float64_in_one_pass(case: AttentionCase) -> None:
     with emulated(seed=len(case.name)):
         check(replace(in_one_pass(case), gate="head"), torch.bfloat16)
+
+
+BROADCAST = [" ".join(sizes) for sizes in product(*(("1", size) for size in ("B", "H", "Sq", "Sk")))]
+
+
+@pytest.fixture
+def memory_of_nan() -> Iterator[None]:
+    """What is allocated and not filled is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("memory_of_nan")
+@pytest.mark.parametrize("Sk", [76, 77])  # neighbours stored at once where bias is full, or one by one
+@pytest.mark.parametrize("bias", BROADCAST)
+def test_bias_of_any_shape(bias: str, Sk: int) -> None:
+    with emulated():
+        check(AttentionCase("bias_of_any_shape", H=3, Sq=21, Sk=Sk, D=16, bias=bias), torch.bfloat16)
 
 
 # Several tiles of keys and of rows, of two heads each that lie apart: every ring comes round.

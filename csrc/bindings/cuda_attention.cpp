@@ -185,15 +185,15 @@ const float* float_data(const Tensor& t, at::IntArrayRef shape, const char* name
 // dbias, and where the bias is broadcast the scores' gradient that it is summed from.
 std::tuple<Tensor, Tensor> bias_gradient(AttentionBackward& p, const Tensor& bias) {
   const int64_t full[4] = {p.batch, p.heads, p.seq_q, p.seq_k};
-  if (bias.sizes() == at::IntArrayRef(full)) {
-    Tensor dbias = at::zeros(full, bias.options());
-    p.ds = dbias.data_ptr();
-    p.ds_dtype = p.bias_dtype;
-    return {dbias, dbias};
-  }
-  Tensor ds = at::zeros(full, bias.options().dtype(at::kFloat)), dbias = at::empty(bias.sizes(), bias.options());
+  const bool is_full = bias.sizes() == at::IntArrayRef(full);
+  p.ds_pitch = is_full ? p.seq_k : (p.seq_k + 7) / 8 * 8;
+  p.ds_dtype = is_full ? p.bias_dtype : DType::kFloat32;
+  Tensor ds =
+      at::empty({p.batch, p.heads, p.seq_q, p.ds_pitch}, is_full ? bias.options() : bias.options().dtype(at::kFloat));
+  if (p.lo) ds.zero_();
   p.ds = ds.data_ptr();
-  p.ds_dtype = DType::kFloat32;
+  if (is_full) return {ds, ds};
+  Tensor dbias = at::empty(bias.sizes(), bias.options());
   p.dbias = dbias.data_ptr();
   for (int i = 0; i < 4; i++) p.bias_size[i] = int(bias.size(i));
   return {dbias, ds};

@@ -1,6 +1,7 @@
 // Chooses the instantiation, and runs the kernels in their order.
 #include <limits>
 
+#include "cuda/attention_bwd_bias.cuh"
 #include "cuda/attention_bwd_config.h"
 #include "cuda/attention_bwd_heads_config.h"
 #include "cuda/attention_bwd_rows.cuh"
@@ -83,7 +84,8 @@ cudaError_t attention_bwd(const AttentionBackward& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   error = p.dtype == DType::kBFloat16 ? with_head_dim<bf16>(args, in_one_pass, stream)
                                       : with_head_dim<f16>(args, in_one_pass, stream);
-  return error == cudaSuccess ? sum_rows(args, stream) : error;
+  if (error == cudaSuccess) error = sum_rows(args, stream);
+  return error == cudaSuccess ? sum_bias(args, stream) : error;
 }
 
 }  // namespace fastfuse::cuda

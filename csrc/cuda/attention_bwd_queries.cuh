@@ -12,6 +12,7 @@
 #include "cuda/attention_products.cuh"
 #include "cuda/attention_scores.cuh"
 #include "cuda/ring.cuh"
+#include "cuda/two.cuh"
 
 namespace fastfuse::cuda {
 
@@ -79,18 +80,35 @@ FF_DEVICE void load_for_queries(const AttentionBwdQueriesArguments& args, const 
   }
 }
 
+template <class T>
+FF_DEVICE Two<T> rounded_two(float low, float high) {
+  if constexpr (sizeof(T) == 4) {
+    return {low, high};
+  } else {
+    const uint32_t pair = pack_pair<T>(low, high);
+    return {T{uint16_t(pair)}, T{uint16_t(pair >> 16)}};
+  }
+}
+
+// Keys past the last have ds = 0, as all that a row does not see. Two at a time where rows begin at even elements.
 template <class T, int kCount>
 FF_DEVICE void write_scores_gradient(const AttentionBackward& p, int64_t row, int first_key, int h,
                                      const float (&ds)[kCount]) {
   const int key = first_key + thread_index() % 4 * 2;
-  T* to = static_cast<T*>(p.ds) + row * p.seq_k;
+  T* to = static_cast<T*>(p.ds) + row * p.ds_pitch;
+  if (p.ds_pitch % 2 == 0) {
 #pragma unroll
-  for (int i = 0; i < kCount / 2; i++) {
-    const int j = key + i / 2 * 8 + i % 2;
-    const float x = ds[i / 2 * 4 + h * 2 + i % 2];
-    if (j >= p.seq_k) continue;
-    if constexpr (sizeof(T) == 4) store_global(to + j, x);
-    if constexpr (sizeof(T) == 2) store_global(to + j, T{uint16_t(pack_pair<T>(x, 0))});
+    for (int i = 0; i < kCount / 4; i++) {
+      const int j = key + i * 8;
+      const float* x = ds + i * 4 + h * 2;
+      if (j < p.ds_pitch) store_global(reinterpret_cast<Two<T>*>(to + j), rounded_two<T>(x[0], x[1]));
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount / 2; i++) {
+      const int j = key + i / 2 * 8 + i % 2;
+      if (j < p.ds_pitch) store_global(to + j, rounded_two<T>(ds[i / 2 * 4 + h * 2 + i % 2], 0).at[0]);
+    }
   }
 }
 

@@ -3,33 +3,15 @@
 //     spans    each 64 rows' keys
 //     terms    lse in log2 units; center = 0, offset = dout . out - dlse: rows whose keys fit one tile get better ones there
 //     sums     dsink = - sum_bi exp(sink - lse) (center open + offset);   dgate = (1 - open^2) sum_bi gate_share
-//     dbias    sums ds where the bias is broadcast
 #pragma once
 
 #include "cuda/attention_bwd_tile.cuh"
 #include "cuda/attention_scores.cuh"
+#include "cuda/block_sum.cuh"
 
 namespace fastfuse::cuda {
 
-constexpr int kRowThreads = 256, kRowWarps = kRowThreads / 32;
-
-FF_DEVICE float warp_sum(float x) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
-  return x;
-}
-
-// scratch: float[kRowWarps]. The sum stands in thread 0.
-FF_DEVICE float block_sum(float x, uint32_t scratch) {
-  x = warp_sum(x);
-  if (thread_index() % 32 == 0) store_shared(scratch + 4 * (thread_index() / 32), x);
-  block_sync();
-  float sum = 0;
-  if (thread_index() == 0) {
-    for (int i = 0; i < kRowWarps; i++) sum += load_shared<float>(scratch + 4 * i);
-  }
-  return sum;
-}
+constexpr int kTermsThreads = 128;  // small blocks, for even shares
 
 // A warp for each tile.
 static FF_KERNEL(kRowThreads) attention_bwd_spans_kernel(const FF_GRID_CONSTANT AttentionBwdArguments args) {
@@ -57,48 +39,69 @@ static FF_KERNEL(kRowThreads) attention_bwd_spans_kernel(const FF_GRID_CONSTANT 
   }
 }
 
-// A warp for each row, 16 bytes for each lane.
+// What 16 bytes of dout and of out add to their product.
 template <class Element>
-FF_KERNEL(kRowThreads)
-attention_bwd_terms_kernel(const FF_GRID_CONSTANT AttentionBwdArguments args) {
-  const AttentionBackward& p = args.p;
-  const int lane = thread_index() % 32;
-  const int64_t row = int64_t(block_index()) * kRowWarps + thread_index() / 32,
-                all = int64_t(p.batch) * p.heads * p.seq_q;
-  if (row >= all) return;
-  const int64_t place[3] = {row / p.seq_q / p.heads, row / p.seq_q % p.heads, row % p.seq_q};
-  const auto piece = [&](const Rows& rows) {
-    const auto* at = static_cast<const Element*>(rows.data) + lane * 8;
+FF_DEVICE float dot_of(const uint4& a, const uint4& b) {
+  const uint32_t dout[4] = {a.x, a.y, a.z, a.w}, out[4] = {b.x, b.y, b.z, b.w};
+  float sum = 0;
 #pragma unroll
-    for (int i = 0; i < 3; i++) at += place[i] * rows.stride[i];
-    return load_global(reinterpret_cast<const uint4*>(at));
+  for (int i = 0; i < 4; i++) {
+    sum += to_float(Element{uint16_t(dout[i])}) * to_float(Element{uint16_t(out[i])});
+    sum += to_float(Element{uint16_t(dout[i] >> 16)}) * to_float(Element{uint16_t(out[i] >> 16)});
+  }
+  return sum;
+}
+
+// A warp for 32 rows, a lane for each: it finds the row's place and writes its terms. In between kLanes neighbouring
+// lanes read their rows together, 16 bytes of each a lane, one row after the other.
+template <class Element, int kLanes>
+FF_KERNEL(kTermsThreads)
+attention_bwd_terms_kernel(const FF_GRID_CONSTANT AttentionBwdArguments args) {
+  constexpr int kAtOnce = 8;  // rows whose loads are in flight
+  const AttentionBackward& p = args.p;
+  const int lane = thread_index() % 32, column = lane % kLanes * 8;
+  const int64_t all = int64_t(p.batch) * p.heads * p.seq_q;
+  const int64_t first = (int64_t(block_index()) * (kTermsThreads / 32) + thread_index() / 32) * 32;
+  if (first >= all) return;
+  const bool exists = first + lane < all;
+  const int64_t row = exists ? first + lane : all - 1, head_row = row / p.seq_q;  // of [B, H]
+  const int batch = int(head_row / p.heads), head = int(head_row % p.heads), query = int(row - head_row * p.seq_q);
+  const auto place = [&](const Rows& rows) {
+    return batch * rows.stride[0] + head * rows.stride[1] + query * rows.stride[2];
+  };
+  const int64_t own_dout = place(p.dout), own_out = place(p.out);
+  const auto piece = [&](const Rows& rows, int64_t at) {
+    if (column >= p.dim_v) return uint4{0, 0, 0, 0};
+    return load_global(reinterpret_cast<const uint4*>(static_cast<const Element*>(rows.data) + at + column));
   };
   float sum = 0;
-  if (lane * 8 < p.dim_v) {
-    const uint4 a = piece(p.dout), b = piece(p.out);
-    const uint32_t dout[4] = {a.x, a.y, a.z, a.w}, out[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll 1
+  for (int turn = 0; turn < kLanes; turn += kAtOnce) {
+    uint4 dout[kAtOnce], out[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      sum += to_float(Element{uint16_t(dout[i])}) * to_float(Element{uint16_t(out[i])});
-      sum += to_float(Element{uint16_t(dout[i] >> 16)}) * to_float(Element{uint16_t(out[i] >> 16)});
+    for (int i = 0; i < kAtOnce; i++) {
+      const int owner = lane / kLanes * kLanes + turn + i;
+      dout[i] = piece(p.dout, shuffle(own_dout, owner));
+      out[i] = piece(p.out, shuffle(own_out, owner));
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; i++) {
+      float dot = dot_of<Element>(dout[i], out[i]);
+#pragma unroll
+      for (int mask = kLanes / 2; mask > 0; mask /= 2) dot += shuffle_xor(dot, mask);
+      if (lane % kLanes == turn + i) sum = dot;
     }
   }
-  sum = warp_sum(sum);
-  if (lane > 0) return;
+  if (!exists) return;
   const RowScratch scratch(p);
   const LogSum lse = log_sum(p, p.lse, row);
   if (p.dlse && lse.high < plus_infinity()) sum -= load_global(p.dlse + row);
-  const float terms[4] = {lse.high, lse.low, 0, sum};
-  const int group = p.heads / p.kv_heads, batch = int(place[0]), kv_head = int(place[1]) / group;
-  const QueryRow r = query_row(p, {batch, kv_head, 0, 0, 0}, int(place[1]) % group * p.seq_q + int(place[2]));
-  const int32_t places[4] = {r.lo, r.hi, r.head, r.query};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    store_global(scratch.terms + 4 * row + i, terms[i]);
-    store_global(scratch.places + 4 * row + i, places[i]);
-  }
-  if (p.gate && row % p.seq_q == 0 && row < int64_t(p.heads) * p.seq_q)
-    store_global(scratch.open + row / p.seq_q, hyperbolic_tangent(load_global(p.gate + row / p.seq_q)));
+  const int group = p.heads / p.kv_heads, kv_head = head / group;
+  const QueryRow r = query_row(p, {batch, kv_head, 0, 0, 0}, (head - kv_head * group) * p.seq_q + query);
+  store_global(reinterpret_cast<RowTerms*>(scratch.terms) + row, RowTerms{lse.high, lse.low, 0, sum});
+  store_global(reinterpret_cast<RowPlace*>(scratch.places) + row, RowPlace{r.lo, r.hi, r.head, r.query});
+  if (p.gate && query == 0 && batch == 0)
+    store_global(scratch.open + head, hyperbolic_tangent(load_global(p.gate + head)));
 }
 
 // A block for each head: each thread sums its own rows in order, then the block its threads.
@@ -126,52 +129,12 @@ static FF_KERNEL(kRowThreads) attention_bwd_sums_kernel(const FF_GRID_CONSTANT A
   if (p.dgate) store_global(p.dgate + head, (1 - open * open) * gate_sum);
 }
 
-// Element `index` of dbias: the sum of every `step`th of its elements of ds, beginning with number `first`.
-FF_DEVICE float sum_of_ds(const AttentionBackward& p, int64_t index, int first, int step) {
-  const int full[4] = {p.batch, p.heads, p.seq_q, p.seq_k};
-  int64_t at = 0, stride = 1, count = 1, size[4], pitch[4];
-#pragma unroll
-  for (int i = 3; i >= 0; i--) {
-    const bool summed = p.bias_size[i] == 1;
-    size[i] = summed ? full[i] : 1;
-    pitch[i] = stride;
-    count *= size[i];
-    if (!summed) {
-      at += index % full[i] * stride;
-      index /= full[i];
-    }
-    stride *= full[i];
-  }
-  float sum = 0;
-  for (int64_t n = first; n < count; n += step) {
-    int64_t left = n, element = at;
-#pragma unroll
-    for (int i = 3; i >= 0; i--) {
-      element += left % size[i] * pitch[i];
-      left /= size[i];
-    }
-    sum += load_global(static_cast<const float*>(p.ds) + element);
-  }
-  return sum;
-}
-
-FF_DEVICE void store_rounded(void* to, DType dtype, int64_t at, float x) {
-  if (dtype == DType::kFloat32) return store_global(static_cast<float*>(to) + at, x);
-  const uint32_t bits = dtype == DType::kBFloat16 ? pack_pair<bf16>(x, 0) : pack_pair<f16>(x, 0);
-  store_global(static_cast<uint16_t*>(to) + at, uint16_t(bits));
-}
-
-// Neighbouring threads sum for neighbouring keys; where keys are summed too, a block for each element.
-static FF_KERNEL(kRowThreads) attention_bwd_dbias_kernel(const FF_GRID_CONSTANT AttentionBwdArguments args) {
-  const AttentionBackward& p = args.p;
-  if (p.bias_size[3] == 1 && p.seq_k > 1) {
-    const float sum = block_sum(sum_of_ds(p, block_index(), thread_index(), kRowThreads), shared_memory());
-    if (thread_index() == 0) store_rounded(p.dbias, p.bias_dtype, block_index(), sum);
-    return;
-  }
-  const int64_t index = int64_t(block_index()) * kRowThreads + thread_index();
-  if (index >= int64_t(p.bias_size[0]) * p.bias_size[1] * p.bias_size[2] * p.bias_size[3]) return;
-  store_rounded(p.dbias, p.bias_dtype, index, sum_of_ds(p, index, 0, 1));
+// As many lanes as a row has pieces of 16 bytes.
+template <class Element>
+auto terms_kernel(int dim_v) {
+  return dim_v <= 64    ? attention_bwd_terms_kernel<Element, 8>
+         : dim_v <= 128 ? attention_bwd_terms_kernel<Element, 16>
+                        : attention_bwd_terms_kernel<Element, 32>;
 }
 
 inline cudaError_t find_row_terms(const AttentionBwdArguments& args, cudaStream_t stream) {
@@ -182,18 +145,14 @@ inline cudaError_t find_row_terms(const AttentionBwdArguments& args, cudaStream_
   if (p.spans)
     error = launch(attention_bwd_spans_kernel, (tiles + kRowWarps - 1) / kRowWarps, kRowThreads, 0, stream, args);
   if (error != cudaSuccess) return error;
-  const auto kernel = p.dtype == DType::kBFloat16 ? attention_bwd_terms_kernel<bf16> : attention_bwd_terms_kernel<f16>;
-  return launch(kernel, int((rows + kRowWarps - 1) / kRowWarps), kRowThreads, 0, stream, args);
+  const auto kernel = p.dtype == DType::kBFloat16 ? terms_kernel<bf16>(p.dim_v) : terms_kernel<f16>(p.dim_v);
+  return launch(kernel, int((rows + kTermsThreads - 1) / kTermsThreads), kTermsThreads, 0, stream, args);
 }
 
 inline cudaError_t sum_rows(const AttentionBwdArguments& args, cudaStream_t stream) {
   const AttentionBackward& p = args.p;
-  cudaError_t error = cudaSuccess;
-  if (p.dsink || p.dgate) error = launch(attention_bwd_sums_kernel, p.heads, kRowThreads, 8 * kRowWarps, stream, args);
-  if (error != cudaSuccess || !p.dbias) return error;
-  const int64_t elements = int64_t(p.bias_size[0]) * p.bias_size[1] * p.bias_size[2] * p.bias_size[3];
-  const int64_t blocks = p.bias_size[3] == 1 && p.seq_k > 1 ? elements : (elements + kRowThreads - 1) / kRowThreads;
-  return launch(attention_bwd_dbias_kernel, int(blocks), kRowThreads, 4 * kRowWarps, stream, args);
+  if (!p.dsink && !p.dgate) return cudaSuccess;
+  return launch(attention_bwd_sums_kernel, p.heads, kRowThreads, 8 * kRowWarps, stream, args);
 }
 
 }  // namespace fastfuse::cuda

@@ -63,12 +63,17 @@ FF_DEVICE int64_t row_index(const AttentionProblem& p, int batch, const QueryRow
 }
 
 // p = exp2(x - lse - lse_rest);  ds = p ((received - center) open - offset), where received is dp before the gate.
-struct RowTerms {
+struct alignas(16) RowTerms {
   float lse, lse_rest;  // in units of log2; +inf where the row sees nothing or does not exist
   float center, offset;
 };
 
-// The scratch `rows`:  terms [B, H, Sq][4];  places [B, H, Sq][4], lo, hi, head, query of a QueryRow;
+// Of a QueryRow.
+struct alignas(16) RowPlace {
+  int lo, hi, head, query;
+};
+
+// The scratch `rows`:  terms [B, H, Sq][4], RowTerms;  places [B, H, Sq][4], RowPlace;
 // gate_share = sum_j p received [B, H, Sq];  open = tanh(gate) [H]
 struct RowScratch {
   float* terms;

@@ -16,9 +16,10 @@ struct AttentionBackward : AttentionProblem {
   void* dk;  // [B, Hk, Sk, D] contiguous
   void* dv;  // [B, Hk, Sk, Dv] contiguous
 
-  // The scores' gradient before softcap, zeroed by the caller: the bias's gradient where the bias is full, else what
-  // dbias is summed from.
-  void* ds;          // [B, H, Sq, Sk] contiguous
+  // The scores' gradient before softcap: the bias's gradient where the bias is full, else what dbias is summed from.
+  // Zeroed by the caller where there are spans: keys that no row of a tile sees are not written.
+  void* ds;          // [B, H, Sq, ds_pitch] contiguous
+  int ds_pitch;      // Sk, or more, up to the next multiple of 8: those keys get zeros
   DType ds_dtype;    // float32 or q's
   void* dbias;       // [bias_size] contiguous, bias_dtype; null where ds is it
   int bias_size[4];  // each full or 1
