@@ -28,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from bench.chips import MULTIPROCESSORS, SHARED_KIB, SM_REGISTERS, SM_SHARED_KIB, SM_WARPS
+from bench.descriptors import wrong_descriptors
 from fastfuse.backends import module_for
 from fastfuse.backends import triton as backend
 
@@ -62,6 +63,7 @@ class Report:
     slow_products: int = 0  # that FMA instructions make, not the tensor cores
     mma: tuple[str, ...] = ()  # the kinds of matrix instructions in the machine code
     wide: bool = False  # whether a product is of a warpgroup's size
+    wrong_descriptors: int = 0  # of operands of products, by a mistake of the assembler
     error: str = ""  # the compiler's, if it refused
 
     @property
@@ -87,6 +89,7 @@ class Report:
             f"{self.shared / 1024:.1f} KiB of shared memory, there are {limit}": self.shared > limit * 1024,
             f"{self.slow_products} of {self.products} products are not on the tensor cores": self.slow_products > 0,
             f"no {wanted} in the machine code": self.products > 0 and wanted not in self.mma,
+            f"{self.wrong_descriptors} descriptors of operands are wrong": self.wrong_descriptors > 0,
         }
         return [fault for fault, is_so in found.items() if is_so]
 
@@ -151,6 +154,7 @@ def inspect(launch: Launch) -> Report:
         slow_products=len(re.findall(SLOW_PRODUCT, compiled.asm["ttgir"])),
         mma=tuple(kind for kind, pattern in MMA.items() if re.search(pattern, code)),
         wide=any(count >= WARPGROUP_ROWS for count in rows),
+        wrong_descriptors=wrong_descriptors(code),
     )
 
 

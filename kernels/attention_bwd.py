@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
 from .attention_gradient import gradient_tile, query_terms
 from .attention_problem import AttentionProblem
 from .attention_sums import attention_dbias
@@ -61,7 +62,7 @@ def _dq_step(
     return acc, received, delta
 
 
-@triton.jit
+@kernel
 def attention_dq_kernel(
     q, stride_qb, stride_qh, stride_qm: tl.constexpr,  # (B, H, Sq, D)
     k, stride_kb, stride_kh, stride_kn: tl.constexpr,  # (B, Hk, Sk, D)
@@ -242,7 +243,7 @@ def _dkdv_step(
     return dk_tile, dv_tile
 
 
-@triton.jit
+@kernel
 def attention_dkdv_kernel(
     q, stride_qb, stride_qh, stride_qm: tl.constexpr,  # (B, H, Sq, D)
     k, stride_kb, stride_kh, stride_kn: tl.constexpr,  # (B, Hk, Sk, D)

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
 from .attention_problem import AttentionProblem
 from .attention_tile import (
     INF,
@@ -79,7 +80,7 @@ def _store(
     store_lse(lse, rows, low, m, l, inside)
 
 
-@triton.jit
+@kernel
 def attention_fwd_kernel(
     q, stride_qb, stride_qh, stride_qm: tl.constexpr,  # (B, H, Sq, D)
     k, stride_kb, stride_kh, stride_kn: tl.constexpr,  # (B, Hk, Sk, D)
@@ -166,7 +167,7 @@ def attention_fwd_kernel(
         _store(acc, m, l, out, lse, all_rows, row, inside, gate, head, share, Dv, BLOCK_DV)
 
 
-@triton.jit
+@kernel
 def attention_merge_kernel(
     parts,  # (splits, B, H, Sq, Dv) float32, unnormalised
     statistics,  # (splits, 2, B, H, Sq), m and l

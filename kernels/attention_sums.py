@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
 from .attention_gradient import gradient_tile, query_terms
 from .attention_problem import AttentionProblem
 from .attention_tile import (
@@ -32,7 +33,7 @@ from .attention_tile import (
 )
 
 
-@triton.jit
+@kernel
 def attention_sums_kernel(
     q, stride_qb, stride_qh, stride_qm: tl.constexpr,  # (B, H, Sq, D)
     k, stride_kb, stride_kh, stride_kn: tl.constexpr,  # (B, Hk, Sk, D)

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
 from .pair_features import Side
 from .precision import dot_precision
 
@@ -103,7 +104,7 @@ def store_gradient(
         tl.store(at, value)
 
 
-@triton.jit
+@kernel
 def add_product_kernel(
     left, right, total,  # (M, K), (K, N), (M, N) float32
     N, K, left_stride_m, left_stride_k,

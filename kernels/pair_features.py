@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
+
 _BLOCK_ROWS, _BLOCK_DIM = 16, 128  # of a program, of a step
 
 
@@ -35,7 +37,7 @@ class Side(NamedTuple):
     dim: int
 
 
-@triton.jit
+@kernel
 def pair_features_kernel(
     x, rows, inverse, factor, along,  # (N, D); (padded N, padded D); (padded N,) each
     N, DIM, PADDED_DIM, stride_n, stride_d,
@@ -74,7 +76,7 @@ def pair_features_kernel(
         tl.store(rows_ptrs + d, value.to(tl.float32).to(rows.dtype.element_ty), mask=offs_d[None, :] < PADDED_DIM - d)
 
 
-@triton.jit
+@kernel
 def pair_grad_kernel(
     t, multiplier, rows, factor, along,  # (padded N, padded D) float32; () float32; as in Side
     grad,  # (N, D), contiguous

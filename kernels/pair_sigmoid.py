@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
 from .pair_chunks import Chunk, pair_gradients, store_gradient
 from .pair_features import Side, feature_grad
 from .pair_tile import Labels, cosine_tile, is_special, marks_of, pair_marks
@@ -34,7 +35,7 @@ def log1p_unit(e):
     return e * tl.fma(p, e, 1.0)
 
 
-@triton.jit
+@kernel
 def pair_sigmoid_kernel(
     a, a_inverse, b, b_inverse, scale, bias,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,), (), ()
     row_key, col_key, row_key_ranges, col_key_ranges,  # (N,), (M,), (row tiles, 2), (column tiles, 2); int64

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
 from .pair_chunks import Chunk, pair_gradients, store_gradient
 from .pair_features import Side, feature_grad
 from .pair_tile import Labels, cosine_tile, is_special, marks_of, pair_marks
@@ -41,7 +42,7 @@ def line_gradient(x, positive, visible, reference, rest, share, target, uniform)
     return (share * e - wanted) - wanted * rest
 
 
-@triton.jit
+@kernel
 def pair_softmax_bwd_kernel(
     a, a_inverse, b, b_inverse, scale,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,), ()
     row_key, col_key, row_key_ranges, col_key_ranges,  # (N,), (M,), (row tiles, 2), (column tiles, 2); int64

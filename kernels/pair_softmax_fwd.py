@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
 from .pair_features import Side
 from .pair_tile import Labels, cosine_tile, is_special, marks_of, pair_marks
 from .precision import dot_precision
@@ -52,7 +53,7 @@ def merge_lines(top, rest, other_top, other_rest):
     return new, rest * e + other_rest * other_e + tl.minimum(e, other_e)
 
 
-@triton.jit(do_not_specialize=("row_tiles", "col_tiles"))  # small problems have 1, and need no kernel of their own
+@kernel(do_not_specialize=("row_tiles", "col_tiles"))  # small problems have 1, and need no kernel of their own
 def pair_softmax_fwd_kernel(
     a, a_inverse, b, b_inverse, scale,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,), ()
     row_key, col_key, row_key_ranges, col_key_ranges,  # (N,), (M,), (row tiles, 2), (column tiles, 2); int64
@@ -141,7 +142,7 @@ def add_to(at, value):
     tl.store(at, sum)
 
 
-@triton.jit
+@kernel
 def pair_statistics_kernel(
     parts,  # (4 or 5, PARTS, padded N)
     values, count,  # (4, N): reference, rest, gap, uniform gap; (N,) int32

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
+
 Labels = tuple[Tensor, Tensor]  # of the rows (N,) and of the columns (M,), int64: equal ones mark a pair
 
 
@@ -52,7 +54,7 @@ def load_labels(labels, offs, N):
     return tl.load(labels + tl.minimum(offs, N - 1))
 
 
-@triton.jit
+@kernel
 def label_ranges_kernel(
     labels, ranges,  # (N,), (tiles, 2): the least and the largest of each tile; int64
     N, BLOCK: tl.constexpr,

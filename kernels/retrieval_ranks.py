@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
 from .pair_features import Side
 from .pair_tile import cosine_tile, product_tile
 from .precision import dot_precision
@@ -21,7 +22,7 @@ from .retrieval_keys import NO_KEY, order_keys
 _PROGRAMS = 512  # enough to keep a GPU busy
 
 
-@triton.jit
+@kernel
 def retrieval_best_kernel(
     a, a_inverse, b, b_inverse,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,)
     positives, first, last,  # (L,) int64, -1 is none; (N,), (N,): query i's are positives[first_i:last_i]
@@ -45,7 +46,7 @@ def retrieval_best_kernel(
     tl.store(best + offs_m, top)
 
 
-@triton.jit
+@kernel
 def retrieval_ranks_kernel(
     a, a_inverse, b, b_inverse,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,)
     best, ahead,  # (padded N,) int64; (ranges, padded N) int32

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .assembler import kernel
 from .pair_features import Side
 from .pair_tile import cosine_tile
 from .precision import dot_precision
@@ -23,7 +24,7 @@ _LISTED = 32  # the longest list
 _PROGRAMS = 512  # enough to keep a GPU busy
 
 
-@triton.jit
+@kernel
 def retrieval_list_kernel(
     a, a_inverse, b, b_inverse,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,)
     lists,  # (padded N, ranges, LIST) int64
@@ -52,7 +53,7 @@ def retrieval_list_kernel(
     tl.store(to, best)
 
 
-@triton.jit
+@kernel
 def retrieval_keys_kernel(
     a, a_inverse, b, b_inverse,  # (padded N, DIM), (padded N,), (padded M, DIM), (padded M,)
     keys,  # (rows, padded M) int64

@@ -61,10 +61,11 @@ class Mutation:
 
 
 @contextmanager
-def emulated(mutation: Mutation | None = None, seed: int = 1) -> Iterator[None]:
+def emulated(mutation: Mutation | None = None, seed: int = 1, multiprocessors: int = 3) -> Iterator[None]:
     """Within it, backend "cuda" takes CPU tensors and runs its kernels on the host."""
     extension = load(mutation)
     extension.set_seed(seed)
+    extension.set_multiprocessors(multiprocessors)
     before, cuda.extension = cuda.extension, extension
     module_for.cache_clear()
     extension.watch_memory(True)

@@ -99,7 +99,8 @@ def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, 
     args: dict[str, Any] = {n: t.detach() for n, t in inputs.leaves.items()}
     q, k, v = args["q"], args["k"].contiguous(), args["v"]
     lo, hi = (None, None) if inputs.span is None else (inputs.span.lo, inputs.span.hi)
-    extras = (args.get("bias"), args.get("sink"), args.get("gate"))
+    sink, gate = (None if t is None else t.float() for t in (args.get("sink"), args.get("gate")))
+    extras = (args.get("bias"), sink, gate)
     seed = torch.tensor(SEED, device=q.device) if case.dropout_p else None
     options = (case.scale or case.D**-0.5, case.softcap, case.dropout_p, seed)
     with forward.active():
@@ -142,7 +143,7 @@ def test_empty_sizes_are_legal(B: int, Sq: int, Sk: int, platform: Platform) -> 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
 @pytest.mark.parametrize("Sq", [1, 9])
 def test_nan_stays_in_its_row(Sq: int, platform: Platform) -> None:
-    q, k, v = (torch.randn(1, 2, s, 16, device=platform.device) for s in (Sq, 40, 40))
+    q, k, v = (torch.randn(1, 2, s, 16, device=platform.device, dtype=platform.dtype) for s in (Sq, 40, 40))
     q[0, 1, Sq - 1, 3] = float("nan")
     with platform.active():
         out = ff.cross_attention(q, k, v, backend=platform.backend)

@@ -50,6 +50,16 @@ def test_any_order_of_threads_and_copies_gives_the_same_bits(case: ContrastiveCa
             assert torch.equal(value, other[what]), what
 
 
+@pytest.mark.parametrize("loss", ["clip_loss", "info_nce_loss", "siglip_loss"])
+def test_blocks_that_share_columns_and_rows(loss: str) -> None:
+    """Two segments of columns, and blocks that part a row of tiles of each."""
+    smoothing = 0.1 if loss == "clip_loss" else 0.0
+    with emulated(multiprocessors=4):
+        check_case(
+            ContrastiveCase("segments", loss, N=300, M=1400, D=70, label_smoothing=smoothing), "cuda", torch.bfloat16
+        )
+
+
 def check_own_pairs() -> None:
     """Of a symmetric problem in which a row counts with itself, as no public loss has it."""
     ids, smoothing = torch.arange(300) % 41, 0.1
@@ -148,7 +158,7 @@ _FULL = "mbarrier_wait(shared.full(ring.stage), ring.parity);"
 _FREE_COLUMNS = "if (who.lane == 0) mbarrier_arrive(shared.columns_empty(columns.stage));"
 _BARRIER = "named_barrier_sync(C::kExchangeBarrier + who.warpgroup, 128);\n"
 _COLUMN = "    const int column = 2 * who.thread();\n"
-_LOOKED = "    }\n    if (kCols) merge_columns(at, kPositives"
+_LOOKED = "    }\n    if (kCols) merge_columns(stage, kPositives"
 MUTATIONS = [
     _sweep("features_overwritten", _EMPTY),
     _sweep("features_not_awaited", _FULL),
@@ -166,9 +176,12 @@ MUTATIONS = [
     _sweep("exchange_not_awaited", f"    {_BARRIER}{_COLUMN}", _COLUMN, "pair_lse.cuh"),
     _sweep("exchange_overwritten", f"    {_BARRIER}  }}", "  }", "pair_lse.cuh"),
     _sweep("no_turn", f"      turn(x);\n{_LOOKED}", _LOOKED, "pair_lse.cuh"),
-    _sweep("stale_columns", " || tiles.owner(row - 1, col) != block", file="pair_tiles.cuh"),
+    _sweep("stale_columns", "row == tiles.row_begin || tiles.position", "row == 0 && tiles.position", "pair_tiles.cuh"),
+    _sweep("place_not_told", "if (lane == 0) {", "if (false) {"),
+    _sweep("not_turned", "last - tiles.turn(row) % tiles.length(row);", "last;", "pair_tiles.cuh"),
+    _sweep("parts_met", "row * segments() + block;", "row * segments();", "pair_tiles.cuh"),
     _sweep("one_part", "block != last", "last < 0", "pair_tiles.cuh"),
-    _own("forward", "pair_lse.cu", "pair_lse.cuh", "hide_own(at, x);", ";"),
+    _own("forward", "pair_lse.cu", "pair_lse.cuh", "hide_own(stage, x);", ";"),
     _own("backward", "pair_softmax_bwd.cu", "pair_softmax_bwd.cuh", "kCols && !bounds.own(at)", "kCols"),
     _own("diagonal", "pair_softmax_bwd.cu", "pair_logits.cuh", ">= diagonal", "> diagonal"),
     _product("overwritten", _EMPTY),

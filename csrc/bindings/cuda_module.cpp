@@ -20,6 +20,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #ifndef FASTFUSE_EMULATION
   m.attr("sources") = fastfuse::cuda::sources_hash();
 #else
+  m.def("set_multiprocessors", &fastfuse::emulation::set_multiprocessors, "Of the machine that is emulated.");
   m.def("set_seed", &fastfuse::emulation::set_seed, "Of the order in which threads run and copies land.");
   m.def("watch_memory", &fastfuse::cuda::watch_memory, "Whether new tensors have ends that the emulation knows.");
 #endif

@@ -9,11 +9,11 @@ namespace fastfuse::cuda {
 // A tile of G in 16 bits, 16 bytes a thread at a time.
 template <class C>
 FF_DEVICE void write_chunk(const PairProblem& p, const PairChunk& chunk, const PairThread& who, const PairRows& rows,
-                           int col_tile, const float (&g)[C::kProducts]) {
+                           int first_column, const float (&g)[C::kProducts]) {
   auto* data = static_cast<typename C::Element*>(chunk.g);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    auto* to = data + (rows.row[h] - chunk.first_row) * chunk.pitch + (col_tile * C::kBlockN - chunk.first_col);
+    auto* to = data + (rows.row[h] - chunk.first_row) * chunk.pitch + (first_column - chunk.first_col);
 #pragma unroll
     for (int j = 0; j < C::kProducts / 4; j += 4) {
       uint32_t word[4];

@@ -7,7 +7,7 @@
 //     1024   A         [kStages][kBlockM][64]   rows of 128 bytes, swizzled: 64 of the features
 //            B         [kStages][kBlockN][64]
 //            columns   [kColumnStages]: key int64 [kBlockN], skip int64 [kBlockN], values float [kValues][kBlockN],
-//                      marked int32 [2]
+//                      marked int32 [2], first column int32, first meeting int32
 //            exchange  [kConsumers][2][4 warps][kBlockN] float, where the columns have results
 #pragma once
 
@@ -63,6 +63,10 @@ struct PairShared {
     return columns(stage) + C::kBlockN * 16 + (which * C::kBlockN + column) * 4;
   }
   FF_DEVICE uint32_t marked(int stage, int of) const { return value(stage, C::kValues, of); }
+  // The tile's first column, and whether the block meets its columns for the first time.
+  FF_DEVICE uint32_t place(int stage) const { return value(stage, C::kValues, 2); }
+  FF_DEVICE int first_column(int stage) const { return hopper::load_shared<int32_t>(place(stage)); }
+  FF_DEVICE bool first_meeting(int stage) const { return hopper::load_shared<int32_t>(place(stage) + 4); }
   FF_DEVICE uint32_t exchange(int warpgroup, int plane, int warp, int column) const {
     return base + C::kExchangeAt + warpgroup * C::kExchangeBytes + ((plane * 4 + warp) * C::kBlockN + column) * 4;
   }

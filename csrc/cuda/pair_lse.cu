@@ -8,7 +8,7 @@ struct Parts {
   int64_t rows, cols, col_pitch;  // floats
 
   Parts(const PairLse& p, const PairTiles& tiles)
-      : rows(int64_t(tiles.blocks + tiles.row_end) * kPlanes * kPairBlockM),
+      : rows(int64_t(tiles.row_parts()) * kPlanes * kPairBlockM),
         cols(0),
         col_pitch(int64_t(tiles.col_end) * kPairBlockN) {
     if (p.symmetric || p.cols.values) cols = int64_t(tiles.blocks) * 2 * col_planes(p.uniform) * col_pitch;

@@ -11,7 +11,7 @@ namespace fastfuse::cuda {
 
 struct LseArguments : SweepArguments {
   PairLse p;
-  float* row_parts;  // [blocks + rows of tiles][kPlanes][kPairBlockM]; block + row is another number for each that meet
+  float* row_parts;  // [tiles.row_parts()][kPlanes][kPairBlockM]
   float* col_parts;  // [blocks][warpgroups][col_planes][col_pitch], or null where the columns have no results
   int64_t col_pitch;
 };
@@ -73,7 +73,7 @@ struct Lse {
 
   FF_DEVICE void begin_rows(int row) {
     rows.load(args.p, who, row);
-    row_part = args.row_parts + int64_t(block_index() + row) * kPlanes * C::kBlockM;
+    row_part = args.row_parts + int64_t(args.tiles.row_part(block_index(), row)) * kPlanes * C::kBlockM;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       top[h] = kHidden;
@@ -166,11 +166,11 @@ struct Lse {
 
   // The exchange into two planes of the warpgroup's part. Each thread has two columns, which nobody else writes.
   template <class Merge>
-  FF_DEVICE void merge_columns(const TileWalk& at, int first_plane, int second_plane, const Merge& merge) const {
+  FF_DEVICE void merge_columns(int stage, int first_plane, int second_plane, const Merge& merge) const {
     named_barrier_sync(C::kExchangeBarrier + who.warpgroup, 128);
     const int column = 2 * who.thread();
-    auto* to_first = reinterpret_cast<Two<float>*>(col_part(first_plane) + at.col * C::kBlockN + column);
-    auto* to_second = reinterpret_cast<Two<float>*>(col_part(second_plane) + at.col * C::kBlockN + column);
+    auto* to_first = reinterpret_cast<Two<float>*>(col_part(first_plane) + shared.first_column(stage) + column);
+    auto* to_second = reinterpret_cast<Two<float>*>(col_part(second_plane) + shared.first_column(stage) + column);
     Two<float> first = *to_first, second = *to_second;
 #pragma unroll
     for (int warp = 0; warp < 4; warp++) {
@@ -184,20 +184,20 @@ struct Lse {
     named_barrier_sync(C::kExchangeBarrier + who.warpgroup, 128);
   }
 
-  FF_DEVICE void begin_columns(const TileWalk& at) const {
+  FF_DEVICE void begin_columns(int stage) const {
     for (int plane = 0; plane < col_planes(args.p.uniform); plane++) {
       const float nothing = plane == kTop ? kHidden : 0.0f;
-      store_global(reinterpret_cast<Two<float>*>(col_part(plane) + at.col * C::kBlockN + 2 * who.thread()),
+      store_global(reinterpret_cast<Two<float>*>(col_part(plane) + shared.first_column(stage) + 2 * who.thread()),
                    Two<float>{nothing, nothing});
     }
   }
 
   // Sums of a tile's logits over all pairs, left out or not.
-  FF_DEVICE void add_all(const TileWalk& at, float (&x)[C::kProducts]) {
+  FF_DEVICE void add_all(int stage, float (&x)[C::kProducts]) {
 #pragma unroll 1
     for (int quarter = 0; quarter < kQuarters; quarter++) {
       const int first = quarter * kQuarter / 4;
-      const PairBounds bounds(args.p, rows, at.col * C::kBlockN + who.col(first));
+      const PairBounds bounds(args.p, rows, shared.first_column(stage) + who.col(first));
       float sum[2] = {0, 0};
 #pragma unroll
       for (int i = 0; i < kQuarter; i++) sum[i / 2 % 2] += bounds.there(i) ? x[i] : 0.0f;
@@ -217,15 +217,15 @@ struct Lse {
       }
       turn(x);
     }
-    if (kCols) merge_columns(at, kSum, kCount, AddBoth{});
+    if (kCols) merge_columns(stage, kSum, kCount, AddBoth{});
   }
 
   // Positives of a tile that has to be looked at; what is left out becomes kHidden.
-  FF_DEVICE void look(const TileWalk& at, int stage, float (&x)[C::kProducts]) {
+  FF_DEVICE void look(int stage, float (&x)[C::kProducts]) {
 #pragma unroll 1
     for (int quarter = 0; quarter < kQuarters; quarter++) {
       const int first = quarter * kQuarter / 4;
-      const PairBounds bounds(args.p, rows, at.col * C::kBlockN + who.col(first));
+      const PairBounds bounds(args.p, rows, shared.first_column(stage) + who.col(first));
       const PairMarks marks(args.p, shared, who, rows, bounds, quarter, stage);
       float sum[2] = {0, 0};
 #pragma unroll
@@ -253,19 +253,19 @@ struct Lse {
       }
       turn(x);
     }
-    if (kCols) merge_columns(at, kPositives, kCount, AddBoth{});
+    if (kCols) merge_columns(stage, kPositives, kCount, AddBoth{});
   }
 
   // A row with itself is no pair of a column's.
-  FF_DEVICE void hide_own(const TileWalk& at, float (&x)[C::kProducts]) const {
-    const PairBounds bounds(args.p, rows, at.col * C::kBlockN + who.col(0));
+  FF_DEVICE void hide_own(int stage, float (&x)[C::kProducts]) const {
+    const PairBounds bounds(args.p, rows, shared.first_column(stage) + who.col(0));
 #pragma unroll
     for (int i = 0; i < C::kProducts; i++) {
       if (bounds.own(i)) x[i] = kHidden;
     }
   }
 
-  FF_DEVICE void tile(const TileWalk& at, int stage, bool marked, float (&x)[C::kProducts]) {
+  FF_DEVICE void tile(int stage, bool marked, float (&x)[C::kProducts]) {
 #pragma unroll
     for (int j = 0; j < C::kProducts / 4; j++) {
       const Two<float> inverse = load_two<float>(shared.value(stage, 0, who.col(j)));
@@ -273,19 +273,19 @@ struct Lse {
       for (int i = 0; i < 4; i++)
         x[4 * j + i] = multiply_exactly(multiply_exactly(x[4 * j + i], inverse.at[i % 2]), rows.scaled[i / 2]);
     }
-    if (kCols && at.first_meeting(args.tiles, block_index())) begin_columns(at);
-    if (args.p.uniform) add_all(at, x);
-    if (marked) look(at, stage, x);
+    if (kCols && shared.first_meeting(stage)) begin_columns(stage);
+    if (args.p.uniform) add_all(stage, x);
+    if (marked) look(stage, x);
     if (marked || !add_exponentials(x)) {
 #pragma unroll
       for (int h = 0; h < 2; h++) take_in(x, h, top[h], rest[h]);
-      if (kCols) take_in_columns(at, marked, x);
+      if (kCols) take_in_columns(stage, marked, x);
     }
-    if (kCols) merge_columns(at, kTop, kRest, MergeLines{});
+    if (kCols) merge_columns(stage, kTop, kRest, MergeLines{});
   }
 
-  FF_DEVICE void take_in_columns(const TileWalk& at, bool marked, float (&x)[C::kProducts]) const {
-    if (marked && args.p.symmetric) hide_own(at, x);
+  FF_DEVICE void take_in_columns(int stage, bool marked, float (&x)[C::kProducts]) const {
+    if (marked && args.p.symmetric) hide_own(stage, x);
 #pragma unroll
     for (int j = 0; j < C::kProducts / 4; j += 4) {
       reduce_columns(

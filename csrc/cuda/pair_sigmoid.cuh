@@ -86,11 +86,11 @@ struct Sigmoid {
     }
   }
 
-  FF_DEVICE void marked_tile(int col_tile, int stage, float (&x)[C::kProducts], TileSums& sums) const {
+  FF_DEVICE void marked_tile(int stage, float (&x)[C::kProducts], TileSums& sums) const {
 #pragma unroll 1
     for (int quarter = 0; quarter < kQuarters; quarter++) {
       const int first = quarter * kQuarter / 4;
-      const PairBounds bounds(args.p, rows, col_tile * C::kBlockN + who.col(first));
+      const PairBounds bounds(args.p, rows, shared.first_column(stage) + who.col(first));
       const PairMarks marks(args.p, shared, who, rows, bounds, quarter, stage);
 #pragma unroll
       for (int j = 0; j < kQuarter / 4; j++) {
@@ -98,22 +98,23 @@ struct Sigmoid {
 #pragma unroll
         for (int k = 0; k < 4; k++) there[k] = marks.visible(4 * j + k), positive[k] = marks.positive(4 * j + k);
         take(stage, who.col(first + j), 4 * j, there, positive, x, sums);
+        warp_sync();  // as above
       }
       turn(x);
     }
   }
 
-  FF_DEVICE void tile(const TileWalk& at, int stage, bool marked, float (&x)[C::kProducts]) {
+  FF_DEVICE void tile(int stage, bool marked, float (&x)[C::kProducts]) {
     TileSums sums;
     if (marked) {
-      marked_tile(at.col, stage, x, sums);
+      marked_tile(stage, x, sums);
     } else {
       plain_tile(stage, x, sums);
     }
     sum[0] += sums.loss;
     sum[1] += double(sums.dscale[0] * rows.inverse[0]) + double(sums.dscale[1] * rows.inverse[1]);
     sum[2] += sums.dbias;
-    if (args.p.chunk.g) write_chunk<C>(args.p, args.p.chunk, who, rows, at.col, x);
+    if (args.p.chunk.g) write_chunk<C>(args.p, args.p.chunk, who, rows, shared.first_column(stage), x);
   }
 };
 

@@ -156,12 +156,12 @@ struct SoftmaxBwd {
     }
   }
 
-  FF_DEVICE void tile(const TileWalk& at, int stage, bool marked, float (&x)[C::kProducts]) {
+  FF_DEVICE void tile(int stage, bool marked, float (&x)[C::kProducts]) {
     float dscale[2] = {0, 0};
     if (marked) {
 #pragma unroll 1
       for (int quarter = 0; quarter < kQuarters; quarter++) {
-        const PairBounds bounds(args.p, rows, at.col * C::kBlockN + who.col(quarter * kQuarter / 4));
+        const PairBounds bounds(args.p, rows, shared.first_column(stage) + who.col(quarter * kQuarter / 4));
         const PairMarks marks(args.p, shared, who, rows, bounds, quarter, stage);
         marked_quarter(bounds, marks, quarter, stage, x, dscale);
         turn(x);
@@ -170,7 +170,7 @@ struct SoftmaxBwd {
       plain_tile(stage, x, dscale);
     }
     sum[0] += double(dscale[0] * rows.inverse[0]) + double(dscale[1] * rows.inverse[1]);
-    if (args.p.chunk.g) write_chunk<C>(args.p, args.p.chunk, who, rows, at.col, x);
+    if (args.p.chunk.g) write_chunk<C>(args.p, args.p.chunk, who, rows, shared.first_column(stage), x);
   }
 };
 

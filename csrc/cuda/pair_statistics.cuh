@@ -48,8 +48,9 @@ static FF_KERNEL(32 * kMergeWarps) pair_statistics_kernel(const FF_GRID_CONSTANT
     const int row = block_index() * kMergeLines / kPairBlockM;
     for_owners_of_row(args.tiles, row, [&](int block) {
       if (mine())
-        total.take(args.row_parts + int64_t(block + row) * kPlanes * kPairBlockM + line % kPairBlockM, kPairBlockM,
-                   args.uniform);
+        total.take(
+            args.row_parts + int64_t(args.tiles.row_part(block, row)) * kPlanes * kPairBlockM + line % kPairBlockM,
+            kPairBlockM, args.uniform);
     });
   }
   if (args.col_parts) {

@@ -10,7 +10,7 @@
 //     looks_at_all(args)                                whether every tile has to be looked at, see load_labels
 //     Kind(args, shared, who)      a consumer's thread
 //     begin_rows(row), end_rows(row)                    of tiles
-//     tile(at, stage, marked, products)
+//     tile(stage, marked, products)
 //     finish()
 //
 // Thread and element as in hopper/wgmma.h: products[4 j + 2 h + c] is row h of the thread's two, column
@@ -43,7 +43,8 @@ struct PairThread {
 template <class C>
 FF_DEVICE void load_features(const SweepArguments& args, const PairShared<C>& shared) {
   Ring<C::kStages> ring;
-  for (TileWalk at(args.tiles, block_index()); at.left > 0; at.next(args.tiles)) {
+  const int block = block_index();
+  for (TileWalk at(args.tiles, block); at.there(args.tiles, block); at.next(args.tiles, block)) {
     for (int step = 0; step < args.steps; step++) {
       const uint32_t full = shared.full(ring.stage);
       mbarrier_wait(shared.empty(ring.stage), ring.parity ^ 1);
@@ -93,7 +94,8 @@ FF_DEVICE void load_labels(const SweepArguments& args, const PairProblem& p, con
   Ring<C::kColumnStages> ring;
   LabelRange rows;
   int row = -1;
-  for (TileWalk at(args.tiles, block_index()); at.left > 0; at.next(args.tiles)) {
+  const int block = block_index();
+  for (TileWalk at(args.tiles, block); at.there(args.tiles, block); at.next(args.tiles, block)) {
     if (at.row != row && row_labels) rows = range_of_rows(row_labels, at.row * C::kBlockM, p.a.n, lane);
     row = at.row;
     mbarrier_wait(shared.columns_empty(ring.stage), ring.parity ^ 1);
@@ -117,16 +119,21 @@ FF_DEVICE void load_labels(const SweepArguments& args, const PairProblem& p, con
   }
 }
 
-// One warp: what else a Kind needs of each tile's columns.
+// One warp: which tile it is, and what else a Kind needs of its columns.
 template <class Kind>
 FF_DEVICE void load_values(const typename Kind::Arguments& args, const PairShared<typename Kind::C>& shared, int lane) {
   using C = typename Kind::C;
   Ring<C::kColumnStages> ring;
-  for (TileWalk at(args.tiles, block_index()); at.left > 0; at.next(args.tiles)) {
+  const int block = block_index();
+  for (TileWalk at(args.tiles, block); at.there(args.tiles, block); at.next(args.tiles, block)) {
     mbarrier_wait(shared.columns_empty(ring.stage), ring.parity ^ 1);
 #pragma unroll 2
     for (int column = lane; column < C::kBlockN; column += 32)
       Kind::stage_column(args, shared, ring.stage, column, at.col * C::kBlockN + column);
+    if (lane == 0) {
+      const int32_t first_meeting = at.first_meeting(args.tiles, block);
+      store_shared(shared.place(ring.stage), Two<int32_t>{at.col * C::kBlockN, first_meeting});
+    }
     mbarrier_arrive(shared.columns_full(ring.stage));
     ring.advance();
   }
@@ -163,7 +170,7 @@ FF_DEVICE void multiply(const PairShared<C>& shared, const PairThread& who, int 
 }
 
 // Warpgroup 1 begins as many steps later as the ring allows, and stays behind: one has the tensor cores while the other
-// works on its products.
+// works on its products. Rows and tiles are only counted here: for a walk along the columns registers are too few.
 template <class Kind>
 FF_DEVICE void consume(const typename Kind::Arguments& args, const PairShared<typename Kind::C>& shared,
                        const PairThread& who) {
@@ -171,29 +178,28 @@ FF_DEVICE void consume(const typename Kind::Arguments& args, const PairShared<ty
   Ring<C::kStages> ring;
   Ring<C::kColumnStages> columns;
   Kind kind(args, shared, who);
-  int row = -1, announced = -1;
+  int announced = -1;
   if (who.warpgroup == 1) {
     named_barrier_sync(C::kLeadBarrier, 128 * C::kConsumers);
   } else {
     announced = args.steps < C::kStages ? args.steps - 1 : C::kStages - 2;
   }
-  for (TileWalk at(args.tiles, block_index()); at.left > 0; at.next(args.tiles)) {
-    if (at.row != row) {
-      if (row >= 0) kind.end_rows(row);
-      row = at.row;
-      kind.begin_rows(row);
+  const int block = block_index();
+  for (int row = args.tiles.first_row(block); args.tiles.before(row) < args.tiles.end(block); row++) {
+    kind.begin_rows(row);
+    for (int left = args.tiles.tiles_of_row(block, row); left > 0; left--) {
+      float products[C::kProducts];
+      multiply(shared, who, args.steps, announced, ring, products);
+      announced = -1;
+      mbarrier_wait(shared.columns_full(columns.stage), columns.parity);
+      const Two<int32_t> marked = load_two<int32_t>(shared.marked(columns.stage, 0));
+      kind.tile(columns.stage, marked.at[0] || marked.at[1] || Kind::looks_at_all(args), products);
+      warp_sync();
+      if (who.lane == 0) mbarrier_arrive(shared.columns_empty(columns.stage));
+      columns.advance();
     }
-    float products[C::kProducts];
-    multiply(shared, who, args.steps, announced, ring, products);
-    announced = -1;
-    mbarrier_wait(shared.columns_full(columns.stage), columns.parity);
-    const Two<int32_t> marked = load_two<int32_t>(shared.marked(columns.stage, 0));
-    kind.tile(at, columns.stage, marked.at[0] || marked.at[1] || Kind::looks_at_all(args), products);
-    warp_sync();
-    if (who.lane == 0) mbarrier_arrive(shared.columns_empty(columns.stage));
-    columns.advance();
+    kind.end_rows(row);
   }
-  if (row >= 0) kind.end_rows(row);
   kind.finish();
 }
 

@@ -1,9 +1,19 @@
-// Which tiles of pairs there are, and which block has which: all of them in order, row of tiles after row of tiles, cut
-// into runs of `share` tiles, one for each block of a persistent grid. Symmetric: a row of tiles begins where it meets
-// the diagonal.
+// Which tiles of pairs there are, which block has which, and in which order.
 //
-// So the blocks that share a row of tiles, or a column, follow one another, and what each of them leaves of a line can
-// be found, and merged in order, by counting (for_owners).
+//     segments    1, 2 or 4 equal parts of the columns; block b belongs to segment b % segments
+//     of one      row of tiles after row of tiles, cut into runs of `share` tiles, one for each of its blocks
+//     of a row    from the segment's last column backwards and round, so that the tile at `position` lies
+//                 (turn + position - before) % length columns before the last
+//     turn        (before of the next row - 1) % share + 1:  the run that finishes the row is at its step t
+//                 t % length columns before the last
+//
+// So whatever its rows, a block is at step t of its run t % length columns before its segment's last, and in a row that
+// the next block finishes, (t - share) % length: a segment's blocks get the features of their columns from L2 together,
+// and the segments those of their rows. Symmetric: one segment, in which a row of tiles begins where it meets the
+// diagonal.
+//
+// The blocks that share a row of tiles of a segment, or a column, follow one another, and what each of them leaves of a
+// line can be found, and merged in order, by counting (for_owners).
 #pragma once
 
 #include "cuda/hopper.h"
@@ -13,64 +23,108 @@ namespace fastfuse::cuda {
 
 using namespace hopper;
 
+// 132 blocks have 33 rows and 4 columns of tiles in use at a time; the features of 132 rows would fill L2.
+inline constexpr int kPairSegmentBits = 2;
+
 struct PairTiles {
   int row_begin, row_end, col_end;  // tiles
   bool symmetric;
+  int segment_bits, width;  // 2^bits segments, tiles of one
   int blocks, share;
 
+  FF_HOST_DEVICE int segments() const { return 1 << segment_bits; }
   FF_HOST_DEVICE int first_col(int row) const { return symmetric ? row * kPairBlockM / kPairBlockN : 0; }
-  // Tiles of the rows of tiles [0, row).
-  FF_HOST_DEVICE int before(int row) const {
-    static_assert(kPairBlockN == 2 * kPairBlockM);
-    return row * col_end - (symmetric ? (row - 1) * (row - 1) / 4 : 0);  // sum of row / 2
+  FF_HOST_DEVICE int length(int row) const { return width - first_col(row); }
+
+  // Positions within a segment: of a row's first tile, of all tiles' end.
+  FF_HOST_DEVICE int before(int row) const { return above(row) - above(row_begin); }
+  FF_HOST_DEVICE int count() const { return before(row_end); }
+  FF_HOST_DEVICE int turn(int row) const { return (before(row + 1) - 1) % share + 1; }
+  FF_HOST_DEVICE int position(int row, int from_last) const {
+    const int turned = from_last - turn(row) % length(row);
+    return before(row) + (turned < 0 ? turned + length(row) : turned);
   }
-  FF_HOST_DEVICE int count() const { return before(row_end) - before(row_begin); }
   FF_HOST_DEVICE int owner(int row, int col) const {
-    return (before(row) - before(row_begin) + col - first_col(row)) / share;
+    return (position(row, width - 1 - col % width) / share << segment_bits) + col / width;
+  }
+
+  // Of a block: its segment's last column, its run's positions [start, end), the tiles it has of a row.
+  FF_HOST_DEVICE int last_col(int block) const { return ((block & segments() - 1) + 1) * width - 1; }
+  FF_HOST_DEVICE int start(int block) const { return (block >> segment_bits) * share; }
+  FF_HOST_DEVICE int end(int block) const { return least(start(block) + share, count()); }
+  FF_HOST_DEVICE int first_row(int block) const {
+    int row = row_begin;
+    while (before(row + 1) <= start(block)) row++;
+    return row;
+  }
+  FF_HOST_DEVICE int tiles_of_row(int block, int row) const {
+    return least(before(row + 1), end(block)) + least(-before(row), -start(block));
+  }
+
+  // Where a block leaves what it has of a row: another part for each that meet.
+  FF_HOST_DEVICE int row_part(int block, int row) const { return row * segments() + block; }
+  FF_HOST_DEVICE int row_parts() const { return row_end * segments() + blocks; }
+
+ private:
+  static FF_HOST_DEVICE int least(int a, int b) { return a < b ? a : b; }
+  // Tiles of the rows of tiles [0, row).
+  FF_HOST_DEVICE int above(int row) const {
+    static_assert(kPairBlockN == 2 * kPairBlockM);
+    return row * width - (symmetric ? (row - 1) * (row - 1) / 4 : 0);  // sum of row / 2
   }
 };
+
+// Fills in the rest, for so many blocks or fewer. Segments make no run longer.
+inline void cut_tiles(PairTiles* tiles, int blocks) {
+  int bits = tiles->symmetric ? 0 : kPairSegmentBits;
+  while (tiles->col_end % (1 << bits) != 0 || blocks % (1 << bits) != 0) bits--;
+  tiles->segment_bits = bits;
+  tiles->width = tiles->col_end >> bits;
+  const int count = tiles->count(), runs = blocks >> bits;
+  tiles->share = (count + runs - 1) / runs;
+  tiles->blocks = (count + tiles->share - 1) / tiles->share << bits;
+}
 
 // rows: [first_row, first_row + rows) of pairs.
 inline cudaError_t make_pair_tiles(PairTiles* tiles, int first_row, int rows, int cols, bool symmetric) {
   tiles->row_begin = first_row / kPairBlockM;
   tiles->row_end = (first_row + rows + kPairBlockM - 1) / kPairBlockM;
-  tiles->col_end = (cols + kPairBlockN - 1) / kPairBlockN;
+  tiles->col_end = tiles->width = (cols + kPairBlockN - 1) / kPairBlockN;
   tiles->symmetric = symmetric;
-  const int count = tiles->count();
-  const cudaError_t error = persistent_blocks(count, &tiles->blocks);
-  if (error != cudaSuccess) return error;
-  tiles->share = (count + tiles->blocks - 1) / tiles->blocks;
-  tiles->blocks = (count + tiles->share - 1) / tiles->share;
-  return cudaSuccess;
+  int blocks = 0;
+  const cudaError_t error = persistent_blocks(tiles->count(), &blocks);
+  if (error == cudaSuccess) cut_tiles(tiles, blocks);
+  return error;
 }
 
 // A block's walk along its run.
 struct TileWalk {
-  int row, col, left;
+  int row, col, position;
 
-  FF_DEVICE TileWalk(const PairTiles& tiles, int block) {
-    int skipped = block * tiles.share;
-    left = tiles.count() - skipped;
-    if (left > tiles.share) left = tiles.share;
-    row = tiles.row_begin;
-    while (skipped >= tiles.col_end - tiles.first_col(row)) skipped -= tiles.col_end - tiles.first_col(row++);
-    col = tiles.first_col(row) + skipped;
+  FF_DEVICE TileWalk(const PairTiles& tiles, int block) : row(tiles.first_row(block)), position(tiles.start(block)) {
+    col = tiles.last_col(block) - (tiles.turn(row) + position - tiles.before(row)) % tiles.length(row);
   }
-  FF_DEVICE void next(const PairTiles& tiles) {
-    left--;
-    if (++col == tiles.col_end) col = tiles.first_col(++row);
+  FF_DEVICE bool there(const PairTiles& tiles, int block) const { return position < tiles.end(block); }
+  FF_DEVICE void next(const PairTiles& tiles, int block) {
+    const int last = tiles.last_col(block);
+    if (++position < tiles.before(row + 1)) {
+      col = last - col < tiles.length(row) - 1 ? col - 1 : last;
+    } else if (there(tiles, block)) {
+      row++;
+      col = last - tiles.turn(row) % tiles.length(row);
+    }
   }
   // Whether the run meets the tile's columns for the first time.
   FF_DEVICE bool first_meeting(const PairTiles& tiles, int block) const {
-    return row == tiles.row_begin || tiles.owner(row - 1, col) != block;
+    return row == tiles.row_begin || tiles.position(row - 1, tiles.last_col(block) - col) < tiles.start(block);
   }
 };
 
 // body(block) for every block that has tiles of a row of tiles, or of a column of tiles, in order.
 template <class Body>
 FF_DEVICE void for_owners_of_row(const PairTiles& tiles, int row, const Body& body) {
-  const int last = tiles.owner(row, tiles.col_end - 1);
-  for (int block = tiles.owner(row, tiles.first_col(row)); block <= last; block++) body(block);
+  const int first = tiles.before(row) / tiles.share, last = (tiles.before(row + 1) - 1) / tiles.share;
+  for (int block = first << tiles.segment_bits; block < last + 1 << tiles.segment_bits; block++) body(block);
 }
 template <class Body>
 FF_DEVICE void for_owners_of_col(const PairTiles& tiles, int col, const Body& body) {

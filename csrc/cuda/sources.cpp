@@ -1,6 +1,4 @@
 // What the kernels were built from.
-#include "fastfuse/cuda.h"
-
 namespace fastfuse::cuda {
 
 const char* sources_hash() { return FASTFUSE_CUDA_SOURCES; }

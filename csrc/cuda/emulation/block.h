@@ -25,6 +25,9 @@ struct Error : std::runtime_error {
 
 // Of the next launches: the order of threads and of arrivals follows from it.
 void set_seed(uint64_t seed);
+// Few, so that the blocks of a persistent grid take several tiles.
+void set_multiprocessors(int count);
+int multiprocessors();
 
 class Random {
  public:

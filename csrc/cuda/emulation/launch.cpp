@@ -6,10 +6,13 @@ namespace fastfuse::emulation {
 namespace {
 std::mutex one_launch;
 uint64_t seed = 1;
+int multiprocessor_count = 3;
 constexpr size_t kSharedLimit = 227 << 10;
 }  // namespace
 
 void set_seed(uint64_t value) { seed = value; }
+void set_multiprocessors(int count) { multiprocessor_count = count; }
+int multiprocessors() { return multiprocessor_count; }
 
 void run_grid(int blocks, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
   const std::lock_guard lock(one_launch);

@@ -22,9 +22,9 @@ inline int thread_index() { return emulation::block->current().index; }
 inline int block_index() { return emulation::block->index(); }
 inline int grid_blocks() { return emulation::block->blocks(); }
 
-// Fewer than there is work, so that blocks take several tiles.
 inline cudaError_t persistent_blocks(int64_t work, int* blocks) {
-  *blocks = int(work < 3 ? work : 3);
+  const int count = emulation::multiprocessors();
+  *blocks = int(work < count ? work : count);
   return cudaSuccess;
 }
 
