@@ -129,7 +129,8 @@ def _block_mask(span: ff.KeySpan, q: Tensor, k: Tensor) -> flex.BlockMask:
 
 @cache
 def _compiled_flex() -> Callable[..., Tensor]:
-    return torch.compile(flex.flex_attention)
+    torch._dynamo.config.recompile_limit = 64  # a case each; beyond it FlexAttention runs uncompiled
+    return torch.compile(flex.flex_attention, dynamic=False)
 
 
 def ranks_dense(queries: Tensor, keys: Tensor, positives: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +58,24 @@ def processors() -> int:
 def unavailable() -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed"
-    if not interpreting() and not torch.cuda.is_available():
+    if interpreting():
+        return None
+    if not torch.cuda.is_available():
         return "there is no GPU, and TRITON_INTERPRET=1 is not set"
-    return None
+    return _unloadable() if torch.version.cuda else None
+
+
+@cache
+def _unloadable() -> str | None:
+    """Why this driver can not load what the kernels' assembler makes for Hopper, or None."""
+    if arch() != 90:
+        return None
+    from fastfuse.kernels import assembler
+
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    wanted, there = assembler.version()[0], version.value // 1000
+    return None if there >= wanted else f"its code for Hopper needs a driver for CUDA {wanted}, this one is for {there}"
 
 
 def reasons(problem: Problem) -> list[str]:
