@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from functools import cache
@@ -71,8 +72,11 @@ def versions() -> dict[str, str]:
 
 
 def _driver() -> str:
-    match = re.search(r"(\d+\.\d+\.\d+)", Path("/proc/driver/nvidia/version").read_text())
-    return match.group(1) if match else "unknown"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
 
 
 def product_flops() -> int:
