@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -34,13 +35,13 @@ def main(context: click.Context, keyword: str, device: str, seconds: float) -> N
     if context.invoked_subcommand:
         return
     results, code = measure(keyword, seconds)
+    if device == "cuda" and not keyword:
+        results = write_leads(results, torch.cuda.get_device_name())
     show(results)
     if not keyword and code and device == "cpu":
         click.echo(f"{len(results.rows)} cases, not kept: others failed")
     elif not keyword and device != "interpreter":  # whose times mean nothing
         save(results)
-        if device == "cuda":
-            write_leads(results)
         click.echo(f"{len(results.rows)} cases, written to {results.path.relative_to(ROOT)}")
     else:
         click.echo(f"{len(results.rows)} cases, not kept")

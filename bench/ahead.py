@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import geometric_mean
 
-import torch
-
-from bench.results import OURS, Results
+from bench.results import OURS, Results, Row
 from fastfuse.tuning.ahead import FILE, Lead, leads
 
 OPS = {  # by group of results; what a group of two ops tells counts for the one that takes longer
@@ -18,17 +16,28 @@ OPS = {  # by group of results; what a group of two ops tells counts for the one
     "attention fwd+bwd": "attention_bwd",
     "attention options fwd+bwd": "attention_bwd",
     "clip fwd+bwd": "pair_softmax_bwd",
+    "info_nce fwd+bwd": "pair_softmax_bwd",
+    "nt_xent fwd+bwd": "pair_softmax_bwd",
     "siglip fwd+bwd": "pair_sigmoid",
 }
 
 
-def write_leads(results: Results) -> None:
-    """Keeps what these results say of this device, instead of what older ones said."""
-    device = torch.cuda.get_device_name()
-    kept = [lead for lead in leads() if lead.device != device]
-    entries = [asdict(lead) for lead in [*kept, *leads_of(results, device)]]
+def write_leads(results: Results, device: str) -> Results:
+    """Keeps what these results say of this device, instead of what older ones said.
+
+    Returns the results with the backend first that "auto" takes from now on.
+    """
+    found = leads_of(results, device)
+    entries = [asdict(lead) for lead in [*(lead for lead in leads() if lead.device != device), *found]]
     FILE.write_text(json.dumps(entries, indent=1) + "\n")
     leads.cache_clear()
+    ahead = {lead.op for lead in found if lead.ratio > 1}
+    return replace(results, rows=[_cuda_first(row) if OPS.get(row.group) in ahead else row for row in results.rows])
+
+
+def _cuda_first(row: Row) -> Row:
+    name = f"{OURS} cuda"
+    return replace(row, seconds={name: row.seconds[name]} | row.seconds) if name in row.seconds else row
 
 
 def leads_of(results: Results, device: str) -> list[Lead]:

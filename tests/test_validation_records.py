@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench.ahead import leads_of
+from bench.ahead import leads_of, write_leads
 from bench.results import Results, Row
 from fastfuse.tuning import ahead, records
 from fastfuse.tuning.ahead import Lead
@@ -72,6 +74,22 @@ def test_what_leads_follows_from_results() -> None:
     lead, *others = leads_of(Results("h200", {}, "2026-11-24", rows), "NVIDIA H200")
     assert not others
     assert (lead.op, lead.device, lead.ratio, lead.cases) == ("attention_fwd", "NVIDIA H200", 2.0, 2)
+
+
+def test_the_chosen_backend_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "ahead.json"
+    monkeypatch.setattr("bench.ahead.FILE", kept)
+    seconds = {"attention fwd": (2.0, 1.0), "siglip fwd+bwd": (2.0, 4.0)}  # Triton's and CUDA's
+    rows = [
+        Row(group, "sizes", "bfloat16", {"fastfuse triton": triton, "fastfuse cuda": cuda}, {}, 1.0, 1.0, 1.0, {})
+        for group, (triton, cuda) in seconds.items()
+    ]
+    found = write_leads(Results("h200", {}, "2026-11-24", rows), "NVIDIA H200")
+    assert [row.ours for row in found.rows] == ["fastfuse cuda", "fastfuse triton"]
+    assert {lead["op"] for lead in json.loads(kept.read_text()) if lead["device"] == "NVIDIA H200"} == {
+        "attention_fwd",
+        "pair_sigmoid",
+    }
 
 
 def test_the_file_is_what_the_code_reads() -> None:
