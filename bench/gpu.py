@@ -134,7 +134,7 @@ def bench(seconds: float) -> Outcome:
 
 PHASES: dict[str, tuple[float, Callable[[float], Outcome]]] = {
     "build": (120, build),
-    "test": (180, test),
+    "test": (240, test),
     "memcheck": (45, memcheck),
     "tune": (80, tune),
     "bench": (220, bench),

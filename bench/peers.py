@@ -16,14 +16,21 @@ import fastfuse as ff
 
 
 def sdpa(
-    mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, backend: SDPBackend | None = None
+    mask: Tensor | None,
+    is_causal: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    backend: SDPBackend | None = None,
 ) -> Tensor:
     """mask: bool, False hides, broadcastable to (B, H, Sq, Sk). backend: None for torch's own choice."""
     hidden = mask
     if bias is not None:
         hidden = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    options = {"attn_mask": hidden, "is_causal": is_causal, "enable_gqa": q.shape[1] != k.shape[1]}
     with nullcontext() if backend is None else sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden, enable_gqa=q.shape[1] != k.shape[1])
+        return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 SDPA_ON_GPU = {

@@ -91,16 +91,17 @@ def formula(case: AttentionCase, inputs: AttentionInputs) -> Attend:
 
 def dense_peers(case: AttentionCase, inputs: AttentionInputs) -> dict[str, Attend]:
     """Who takes a dense mask, and on a GPU who takes none."""
-    mask = visible(case, inputs)
+    mask, is_causal = visible(case, inputs), case.span is causal
     eager_and = {"eager": partial(peers.eager_attention, mask)}
+    masks = (None, True) if is_causal and case.Sq == case.Sk else (mask, False)
     if not ON_GPU:
-        return eager_and | {"sdpa": partial(peers.sdpa, mask)}
-    is_causal = case.span is causal
-    return eager_and | sdpa_on_gpu(mask) | (installed_peers.attention(is_causal) if mask is None or is_causal else {})
+        return eager_and | {"sdpa": partial(peers.sdpa, *masks)}
+    installed = installed_peers.attention(is_causal) if mask is None or is_causal else {}
+    return eager_and | sdpa_on_gpu(*masks) | installed
 
 
-def sdpa_on_gpu(mask: Tensor | None) -> dict[str, Attend]:
-    return {name: partial(attend, mask) for name, attend in peers.SDPA_ON_GPU.items()}
+def sdpa_on_gpu(mask: Tensor | None, is_causal: bool = False) -> dict[str, Attend]:
+    return {name: partial(attend, mask, is_causal) for name, attend in peers.SDPA_ON_GPU.items()}
 
 
 def flex(inputs: AttentionInputs) -> Attend:
