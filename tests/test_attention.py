@@ -116,7 +116,9 @@ def test_any_forward_pairs_with_any_backward(case_name: str, forward: Platform, 
             assert_within_budget(what, grad, truth[what].reshape(grad.shape), peer[what].reshape(grad.shape), q.dtype)
 
 
-@pytest.mark.parametrize(("platform", "dtype"), EVERYWHERE, ids=name)
+@pytest.mark.parametrize(
+    ("platform", "dtype"), [(p, d) for p, d in EVERYWHERE if d == p.dtype or p.device == "cuda" or p.isa], ids=name
+)  # in one dtype where nothing runs side by side
 def test_gradients_are_deterministic(platform: Platform, dtype: torch.dtype) -> None:
     case = next(case for case in ATTENTION_CASES if case.name == "everything")
     inputs = make_inputs(case, dtype, platform.device)
