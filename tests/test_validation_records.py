@@ -79,13 +79,16 @@ def test_what_leads_follows_from_results() -> None:
 def test_the_chosen_backend_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "ahead.json"
     monkeypatch.setattr("bench.ahead.FILE", kept)
-    seconds = {"attention fwd": (2.0, 1.0), "siglip fwd+bwd": (2.0, 4.0)}  # Triton's and CUDA's
     rows = [
-        Row(group, "sizes", "bfloat16", {"fastfuse triton": triton, "fastfuse cuda": cuda}, {}, 1.0, 1.0, 1.0, {})
-        for group, (triton, cuda) in seconds.items()
+        Row(group, "sizes", "bfloat16", {f"fastfuse {name}": seconds[name] for name in names}, {}, 1.0, 1.0, 1.0, {})
+        for group, seconds in (
+            ("attention fwd", {"triton": 2.0, "cuda": 1.0}),
+            ("siglip fwd+bwd", {"triton": 2.0, "cuda": 4.0}),
+        )
+        for names in (("triton", "cuda"), ("cuda", "triton"))  # whichever was taken before
     ]
     found = write_leads(Results("h200", {}, "2026-11-24", rows), "NVIDIA H200")
-    assert [row.ours for row in found.rows] == ["fastfuse cuda", "fastfuse triton"]
+    assert [row.ours for row in found.rows] == ["fastfuse cuda"] * 2 + ["fastfuse triton"] * 2
     assert {lead["op"] for lead in json.loads(kept.read_text()) if lead["device"] == "NVIDIA H200"} == {
         "attention_fwd",
         "pair_sigmoid",
