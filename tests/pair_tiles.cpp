@@ -7,7 +7,7 @@ using namespace fastfuse::cuda;
 
 PairTiles tiles_of(int row_begin, int row_end, int col_end, bool symmetric, int blocks) {
   PairTiles tiles{row_begin, row_end, col_end, symmetric, 0, col_end, 0, 0};
-  cut_tiles(&tiles, blocks < tiles.count() ? blocks : tiles.count());
+  cut_tiles(&tiles, blocks < tiles.count() ? blocks : tiles.count(), kPairSegmentBits);
   return tiles;
 }
 

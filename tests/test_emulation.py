@@ -52,6 +52,21 @@ def test_large_heads(case: AttentionCase) -> None:
         check_forward(case, torch.bfloat16)
 
 
+# Each width of a last block of keys, alone and after full ones.
+TAILS = [
+    AttentionCase(f"D{D}_{Sk}_keys{name}", B=1, Sq=20, Sk=Sk, D=D, **options)
+    for D in (64, 256)
+    for Sk in (16, 17, 32, 33, 80, 81, 144, 208, 209, 257)
+    for name, options in (("", {}), ("_options", OPTIONS))
+]
+
+
+@pytest.mark.parametrize("case", TAILS, ids=name)
+def test_last_keys(case: AttentionCase) -> None:
+    with emulated():
+        check_forward(case, torch.bfloat16)
+
+
 # Several tiles of keys for a tile of queries, and several of those for a block: every ring comes round.
 CROWDED = AttentionCase("crowded", B=2, H=4, Hk=2, Sq=70, Sk=300, D=64)
 
@@ -66,18 +81,12 @@ def _forward(name: str, old: str, new: str = "", file: str = "attention_fwd.cuh"
     return Mutation(f"attention_fwd_{name}", "attention_fwd_bf16_64.cu", file, old, new)
 
 
-# Lines of the kernel that stand there more than once, with what makes each unique.
-_ISSUE_KEYS = "        multiply_keys(s);"
-_ISSUE_VALUES = "        multiply_values(o, weights, i > 1);"
 _KEYS_FULL = "mbarrier_wait(shared.keys_full(keys.stage), keys.parity);"
-_VALUES_FULL = "mbarrier_wait(shared.values_full(values.stage), values.parity);"
-_QUERIES_FULL = "mbarrier_wait(shared.queries_full(queries.stage), queries.parity);"
-_WAIT, _NEXT = "wgmma_wait<0>();\n", "        values.advance();\n#pragma"
-_FREE_KEYS = "release(shared.keys_empty(keys.stage));"
-_FREE_VALUES = "        release(shared.values_empty(values.stage));\n"
-_FREE_QUERIES = "      release(shared.queries_empty(queries.stage));\n"
+_WAIT = "      wgmma_wait<0>();\n"
+_FREE_VALUES = "      release(shared.values_empty(values.stage));\n"
+_FREE_QUERIES = "    release(shared.queries_empty(queries.stage));\n"
 _FREE = "if (lane == 0) mbarrier_arrive(empty);"
-_K = "    const uint32_t k = shared.keys(keys.stage);\n"
+_ROWS_FENCE = "  wgmma_fence();\n#pragma unroll\n  for (int step = 0; step < kHeadDim / 16; step++) {\n"
 MUTATIONS = [
     _forward("keys_overwritten", "mbarrier_wait(shared.keys_empty(keys.stage), keys.parity ^ 1);"),
     _forward("values_overwritten", "mbarrier_wait(shared.values_empty(values.stage), values.parity ^ 1);"),
@@ -85,10 +94,10 @@ MUTATIONS = [
     _forward("producer_parity", "keys_empty(keys.stage), keys.parity ^ 1);", "keys_empty(keys.stage), keys.parity);"),
     _forward("bytes_expected", "arrive_expect(full, C::kKeyBytes)", "arrive_expect(full, C::kKeyBytes / 2)"),
     _forward("no_bytes_expected", "mbarrier_arrive_expect(full, C::kKeyBytes)", "mbarrier_arrive(full)"),
-    _forward("queries_not_awaited", _QUERIES_FULL),
-    _forward("first_keys_not_awaited", f"{_QUERIES_FULL}\n      {_KEYS_FULL}", _QUERIES_FULL),
-    _forward("keys_not_awaited", f"{_KEYS_FULL}\n{_ISSUE_KEYS}", _ISSUE_KEYS),
-    _forward("values_not_awaited", f"{_VALUES_FULL}\n{_ISSUE_VALUES}", _ISSUE_VALUES),
+    _forward("queries_not_awaited", "mbarrier_wait(shared.queries_full(queries.stage), queries.parity);", ";"),
+    _forward("keys_not_awaited", _KEYS_FULL),
+    _forward("values_not_awaited", "      mbarrier_wait(shared.values_full(values.stage), values.parity);\n"),
+    _forward("last_values_not_awaited", "\n    mbarrier_wait(shared.values_full(values.stage), values.parity);\n", "\n"),
     _forward("copies_not_awaited", "    copy_async_wait();\n"),
     _forward("no_proxy_fence", "    fence_async_proxy();\n"),
     _forward("pieces_misplaced", "piece % 8 * 16;", "(piece + 1) % 8 * 16;"),
@@ -96,22 +105,18 @@ MUTATIONS = [
     _forward("no_init_fence", "    mbarrier_init_fence();\n"),
     _forward("no_block_sync", "  block_sync();\n"),
     _forward("scores_not_awaited", "wgmma_wait<1>();"),
-    _forward("sums_not_awaited", f"{_WAIT}{_FREE_VALUES}{_NEXT}", f"{_FREE_VALUES}{_NEXT}"),
-    _forward("no_wgmma_fence", f"{_K}    wgmma_fence();", _K),
-    _forward(
-        "keys_released_early", f"wgmma_wait<1>();\n        {_FREE_KEYS}", f"{_FREE_KEYS}\n        wgmma_wait<1>();"
-    ),
-    _forward("values_released_early", f"{_WAIT}{_FREE_VALUES}{_NEXT}", f"{_FREE_VALUES}{_WAIT}{_NEXT}"),
-    _forward("values_released_twice", _NEXT, _FREE_VALUES + _NEXT),
-    _forward(
-        "queries_released_early", f"      {_WAIT}      {_FREE_KEYS}", f"{_FREE_QUERIES}      {_WAIT}      {_FREE_KEYS}"
-    ),
+    _forward("sums_not_awaited", f"{_WAIT}{_FREE_VALUES}", _FREE_VALUES),
+    _forward("keys_released_early", _KEYS_FULL, f"{_KEYS_FULL} release(shared.keys_empty(keys.stage));"),
+    _forward("values_released_early", f"{_WAIT}{_FREE_VALUES}", f"{_FREE_VALUES}{_WAIT}"),
+    _forward("values_released_twice", _WAIT + _FREE_VALUES, _WAIT + _FREE_VALUES + _FREE_VALUES),
+    _forward("queries_released_early", "    weigh(tile, first_key", f"{_FREE_QUERIES}    weigh(tile, first_key"),
     _forward("queries_not_released", _FREE_QUERIES),
     _forward("one_warp_releases", _FREE, "if (lane == 0 && warp == 0) mbarrier_arrive(empty);"),
     _forward("every_lane_releases", _FREE, "mbarrier_arrive(empty);"),
     _forward("stale_sums", "o[n] *= rescale[n / 2 % 2];", "o[n] *= 1;"),
-    _forward("weights_of_another_step", "o, weights + 4 * step,", "o, weights + 4 * (step / 2),"),
-    _forward("values_step", "v + step * 2048", "v + step * 1024"),
+    _forward("no_wgmma_fence", _ROWS_FENCE, _ROWS_FENCE.partition(";")[2], "attention_products.cuh"),
+    _forward("weights_of_another_step", "d, a + 4 * step,", "d, a + 4 * (step / 2),", "attention_products.cuh"),
+    _forward("values_step", "first, step * 2048", "first, step * 1024", "attention_products.cuh"),
     _forward("no_parity", "parity ^= 1;", file="ring.cuh"),
     _forward("ring_too_long", "stage == kStages", "stage == kStages + 1", file="ring.cuh"),
 ]

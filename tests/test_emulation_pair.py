@@ -149,10 +149,6 @@ def _own(name: str, kernel: str, file: str, old: str, new: str = "") -> tuple[Mu
     return Mutation(f"pair_own_{name}", kernel, file, old, new), check_own_pairs
 
 
-def _product(name: str, old: str, new: str = "") -> tuple[Mutation, Callable[[], object]]:
-    return Mutation(f"pair_product_{name}", "pair_product.cu", "pair_product.cuh", old, new), check_crowded(1)
-
-
 _EMPTY = "mbarrier_wait(shared.empty(ring.stage), ring.parity ^ 1);"
 _FULL = "mbarrier_wait(shared.full(ring.stage), ring.parity);"
 _FREE_COLUMNS = "if (who.lane == 0) mbarrier_arrive(shared.columns_empty(columns.stage));"
@@ -178,17 +174,13 @@ MUTATIONS = [
     _sweep("no_turn", f"      turn(x);\n{_LOOKED}", _LOOKED, "pair_lse.cuh"),
     _sweep("stale_columns", "row == tiles.row_begin || tiles.position", "row == 0 && tiles.position", "pair_tiles.cuh"),
     _sweep("place_not_told", "if (lane == 0) {", "if (false) {"),
-    _sweep("not_turned", "last - tiles.turn(row) % tiles.length(row);", "last;", "pair_tiles.cuh"),
+    _sweep("not_turned", "last - (tiles.turn(row) % tiles.length(row) << tiles.segment_bits);", "last;", "pair_tiles.cuh"),
     _sweep("parts_met", "row * segments() + block;", "row * segments();", "pair_tiles.cuh"),
     _sweep("one_part", "block != last", "last < 0", "pair_tiles.cuh"),
     _own("forward", "pair_lse.cu", "pair_lse.cuh", "hide_own(stage, x);", ";"),
     _own("backward", "pair_softmax_bwd.cu", "pair_softmax_bwd.cuh", "kCols && !bounds.own(at)", "kCols"),
+    _own("chunk", "pair_softmax_bwd.cu", "pair_chunk.cuh", "odd ? even_word : odd_word", "even_word"),
     _own("diagonal", "pair_softmax_bwd.cu", "pair_logits.cuh", ">= diagonal", "> diagonal"),
-    _product("overwritten", _EMPTY),
-    _product("not_awaited", _FULL),
-    _product("released_early", "        wgmma_wait<1>();\n"),
-    _product("step", "f + k * 16 * 128", "f + k * 8 * 128"),
-    _product("not_added", "if (args.accumulate) sum", "if (false) sum"),
 ]  # fmt: skip
 
 

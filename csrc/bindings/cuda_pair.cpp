@@ -153,6 +153,16 @@ constexpr int64_t kChunkBytes = 128 << 10;  // a few chunks of a small problem
 constexpr int64_t kChunkBytes = 256 << 20;  // of G
 #endif
 
+// t (+)= g f, summed in float32.
+void multiply(const Tensor& t_, const Tensor& g, const Tensor& f, bool accumulate) {
+  Tensor t = t_;
+#ifdef FASTFUSE_EMULATION  // a CPU's products of 16-bit numbers end in 16 bits
+  at::addmm_out(t, t, g.to(at::kFloat), f.to(at::kFloat), accumulate ? 1 : 0);
+#else
+  accumulate ? at::addmm_out(t, t, g, f, at::kFloat) : at::mm_out(t, g, f, at::kFloat);
+#endif
+}
+
 struct Gradients {
   Tensor a, b;  // T of each side, float32 (n, pitch); empty where not wanted
 };
@@ -183,18 +193,12 @@ Gradients sweep_chunks(const Pairs& pairs, bool a_wanted, bool b_wanted, const S
     const PairChunk chunk{int(first), rows, first_col, wanted ? g.data_ptr() : nullptr, round_up(cols, kPairBlockN)};
     if (wanted && p.symmetric) g.zero_();
     sweep(chunk);
-    PairProduct product{p.dtype, chunk.g, rows, cols, chunk.pitch, false, nullptr, p.a.dim, p.a.pitch, nullptr, false};
-    const auto multiply = [&](bool transposed, const Side& features, int64_t features_row, const Tensor& to,
-                              int64_t to_row, bool accumulate) {
-      product.transposed = transposed;
-      product.features = features.rows.select(0, features_row).const_data_ptr();
-      product.t = to.select(0, to_row).data_ptr<float>();
-      product.accumulate = accumulate;
-      check(pair_product(product, current_stream()), "pair_product");
-    };
-    if (a_wanted) multiply(false, pairs.b(), first_col, t.a, first, p.symmetric);
-    if (a_wanted && p.symmetric) multiply(true, pairs.a, first, t.a, first_col, true);
-    if (b_wanted) multiply(true, pairs.a, first, t.b, 0, first > 0);
+    if (!wanted) continue;
+    const Tensor chunk_g = g.as_strided({rows, cols}, {chunk.pitch, 1});
+    const Tensor own = pairs.a.rows.narrow(0, first, rows);
+    if (a_wanted) multiply(t.a.narrow(0, first, rows), chunk_g, pairs.b().rows.narrow(0, first_col, cols), p.symmetric);
+    if (a_wanted && p.symmetric) multiply(t.a.narrow(0, first_col, cols), chunk_g.t(), own, true);
+    if (b_wanted) multiply(t.b, chunk_g.t(), own, first > 0);
   }
   return t;
 }

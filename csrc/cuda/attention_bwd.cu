@@ -40,13 +40,18 @@ cudaError_t with_head_dim(const AttentionBwdArguments& args, bool in_one_pass, c
   return with_options<Element, 256>(args, stream);
 }
 
-// One pass makes five products and two kernels seven, but a block for each key head may leave multiprocessors idle.
+// One pass makes five products and two kernels seven. But a block for each key head may leave multiprocessors idle, and
+// between one tile of keys and the next dQ goes to memory and back: of 5 tiles one pass was 10 % faster, of 8 slower.
+constexpr int kMostTiles = 6;
+
 cudaError_t runs_in_one_pass(const AttentionBackward& p, bool* in_one_pass) {
   int multiprocessors = 0;
   const cudaError_t error = hopper::persistent_blocks(std::numeric_limits<int>::max(), &multiprocessors);
   if (error != cudaSuccess) return error;
   const int64_t pairs = int64_t(p.batch) * p.kv_heads, rounds = (pairs + multiprocessors - 1) / multiprocessors;
-  *in_one_pass = p.dim <= 64 && p.dim_v <= 64 && !is_general(p) && 5 * rounds * multiprocessors <= 7 * pairs;
+  const bool served = p.dim <= 64 && p.dim_v <= 64 && !is_general(p);
+  const bool fills = 5 * rounds * multiprocessors <= 7 * pairs;
+  *in_one_pass = served && fills && p.seq_k <= kMostTiles * AttentionBwdHeadsConfig<bf16>::kBlockN;
   return error;
 }
 

@@ -76,6 +76,7 @@ struct AttentionBwdKeysConfig : ProducerAndConsumers {
   static constexpr int kBlockN = 128 / kShares;
   static constexpr int kBlockM = 64;
   static constexpr int kStages = 2;
+  static constexpr bool kRoomy = kHeadDim == 64 && !kGeneral;  // registers last for dP beside S, and for gates of 1
   static constexpr int kSlabs = kHeadDim / 64;
 
   static constexpr int kQuerySlabBytes = kBlockM * 128, kKeySlabBytes = kBlockN * 128;

@@ -31,6 +31,10 @@ struct HeadRows {
   int first_tile, last_tile;
 };
 
+struct alignas(16) FourSums {
+  float at[4];
+};
+
 // Calls visit(rows) for each tile of rows.
 template <class Visit>
 FF_DEVICE void for_all_rows(const AttentionBwdArguments& args, int batch, const Visit& visit) {
@@ -99,31 +103,48 @@ struct HeadsConsumer {
 
   // d += x^T rows over 128 rows: x the warpgroup's slab of keys.
   FF_DEVICE void multiply_shared(float (&d)[kSums], uint32_t x, uint32_t rows) const {
-    x += uint32_t(warpgroup) * C::kTileBytes;
+    const uint64_t first_x = matrix_descriptor(x + uint32_t(warpgroup) * C::kTileBytes, 1024, Swizzle::k128);
+    const uint64_t first_row = matrix_descriptor(rows, 1024, Swizzle::k128);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < C::kBlockM / 16; step++) {
-      wgmma<Element, Major::kOutput, Major::kOutput>(d, matrix_descriptor(x + step * 2048, 1024, Swizzle::k128),
-                                                     matrix_descriptor(rows + step * 2048, 1024, Swizzle::k128), true);
+      wgmma<Element, Major::kOutput, Major::kOutput>(d, advanced(first_x, step * 2048),
+                                                     advanced(first_row, step * 2048), true);
     }
     wgmma_commit();
   }
 
-  // dQ of rows, of which `before` says whether other tiles of keys have added to it, and `more` whether some will.
-  FF_DEVICE void add_dq(const QueryRow (&rows)[2], int batch, bool before, bool more, float (&dq)[kSums]) const {
+  // The i-th four of the thread's sums of a row, while they wait for other tiles of keys.
+  FF_DEVICE FourSums* waiting(const QueryRow& row, int batch, int i) const {
+    float* sums = args.p.dq_sums + row_index(args.p, batch, row) * C::kHeadDim;
+    return reinterpret_cast<FourSums*>(sums + i * 16 + lane % 4 * 4);
+  }
+
+  // dQ so far; `before`: other tiles of keys have added to it.
+  FF_DEVICE void begin_dq(const QueryRow (&rows)[2], int batch, bool before, float (&dq)[kSums]) const {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+      for (int i = 0; i < kSums / 8; i++) {
+        FourSums sums{};
+        if (before && rows[h].exists) sums = *waiting(rows[h], batch, i);
+#pragma unroll
+        for (int c = 0; c < 4; c++) dq[8 * i + c / 2 * 4 + 2 * h + c % 2] = sums.at[c];
+      }
+    }
+  }
+
+  // `more`: other tiles of keys will add to it.
+  FF_DEVICE void end_dq(const QueryRow (&rows)[2], int batch, bool more, const float (&dq)[kSums]) const {
     const AttentionBackward& p = args.p;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
+#pragma unroll
+      for (int i = 0; i < kSums / 8; i++) {
+        const float* pair = dq + 8 * i + 2 * h;
+        if (more && rows[h].exists) store_global(waiting(rows[h], batch, i), FourSums{pair[0], pair[1], pair[4], pair[5]});
+      }
       const int64_t row = rows[h].exists ? row_index(p, batch, rows[h]) : 0;
-      float* waiting = p.dq_sums + row * C::kHeadDim + lane % 4 * 2;
-      if (before && rows[h].exists) {
-#pragma unroll
-        for (int i = 0; i < kSums / 2; i++) dq[i / 2 * 4 + h * 2 + i % 2] += waiting[i / 2 * 8 + i % 2];
-      }
-      if (more && rows[h].exists) {
-#pragma unroll
-        for (int i = 0; i < kSums / 2; i++) store_global(waiting + i / 2 * 8 + i % 2, dq[i / 2 * 4 + h * 2 + i % 2]);
-      }
       if (!more) write_row(dq, h, p.scale, static_cast<Element*>(p.dq) + row * p.dim, p.dim, rows[h].exists);
     }
   }
@@ -193,12 +214,13 @@ struct HeadsConsumer {
     if (before != queries.stage) release(shared.queries_empty(before));
     sync();
     share(weights, shared.weights());
+    begin_dq(rows, batch, p.dq && key_tile > tile.first_tile, dq);
     share(gradients, shared.gradients());
     fence_async_proxy();
-    multiply_weights<Element>(dq, gradients, shared.keys(), 0, false);
+    multiply_weights<Element>(dq, gradients, shared.keys(), 0, true);
     sync();
     wgmma_wait<0>();
-    if (p.dq) add_dq(rows, batch, key_tile > tile.first_tile, key_tile < tile.last_tile, dq);
+    if (p.dq) end_dq(rows, batch, key_tile < tile.last_tile, dq);
     if (p.dgate) add_gate_share(rows, batch, key_tile > tile.first_tile, gate_share);
   }
 
@@ -209,9 +231,8 @@ struct HeadsConsumer {
     find_rows(tile, batch, kv_head, rows, terms);
     float dq[kSums];
     const float gate_share[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < kSums; i++) dq[i] = 0;
-    if (args.p.dq) add_dq(rows, batch, false, false, dq);
+    begin_dq(rows, batch, false, dq);
+    if (args.p.dq) end_dq(rows, batch, false, dq);
     if (args.p.dgate) add_gate_share(rows, batch, false, gate_share);
   }
 
@@ -281,7 +302,7 @@ attention_bwd_heads_kernel(const FF_GRID_CONSTANT AttentionBwdHeadsArguments arg
     if (thread == 0) load_for_heads(args, shared);
   } else {
     increase_registers<C::kConsumerRegisters>();
-    HeadsConsumer<C>{args, shared, thread / 128 - 1, thread / 32 % 4, thread % 32, {}, {}}.run();
+    HeadsConsumer<C>{args, shared, warp_uniform(thread / 128) - 1, thread / 32 % 4, thread % 32, {}, {}}.run();
   }
 }
 

@@ -214,7 +214,20 @@ struct KeysConsumer {
     const Bias* bias = static_cast<const Bias*>(p.bias);
     float biases[kBiases];
     if constexpr (!std::is_void_v<Bias>) bias += t.batch * p.bias_stride[0];
+    const auto hide = [&](int j, float* x) {
+      const RowPair<int> sees = row_pair<int>(C::kSees, j);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int at = key + i / 2 * 8;
+        if (at < sees.first[i % 2] || at >= sees.second[i % 2]) x[i] = minus_infinity();
+      }
+    };
+    constexpr bool kHidesFirst = !C::kGeneral && C::kHeadDim <= 128;  // by themselves, where registers last for it
     if constexpr (C::kGeneral) scale_scores(args.units, s);
+    if (kHidesFirst && !all_see) {
+#pragma unroll
+      for (int j = 0; j < kPairs; j++) hide(j, s + 4 * j);
+    }
 #pragma unroll
     for (int j = 0; j < kPairs; j++) {
       const RowPair<float> lse = row_pair<float>(C::kLse, j);
@@ -229,21 +242,14 @@ struct KeysConsumer {
 #pragma unroll
         for (int i = 0; i < 4; i++) x[i] += biases[4 * j % kBiases + i];
       }
-      if (!all_see) {
-        const RowPair<int> sees = row_pair<int>(C::kSees, j);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int at = key + i / 2 * 8;
-          if (at < sees.first[i % 2] || at >= sees.second[i % 2]) x[i] = minus_infinity();
-        }
-      }
+      if (!kHidesFirst && !all_see) hide(j, x);
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const float factor = C::kGeneral ? 1.0f : args.units.scale;
         x[i] = exp2_approx(fused_multiply_add(x[i], factor, -lse.first[i % 2]) - lse.second[i % 2]);
         s[4 * j + i] = C::kGeneral ? x[i] * slope[i] : x[i];
         if (C::kGeneral) x[i] = is_kept(kept, 4 * j + i) ? x[i] * args.kept_share : 0.0f;
-        if (p.gate) x[i] *= open_of(j, i % 2);
+        if (C::kRoomy || p.gate) x[i] *= open_of(j, i % 2);
       }
       weights[2 * j] = pack_pair<Element>(x[0], x[1]);
       weights[2 * j + 1] = pack_pair<Element>(x[2], x[3]);
@@ -262,7 +268,7 @@ struct KeysConsumer {
         float received = dp[4 * j + i];
         if (C::kGeneral) received = is_kept(kept, 4 * j + i) ? received * args.kept_share : 0.0f;
         received -= terms.first[i % 2];
-        if (args.p.gate) received *= open_of(j, i % 2);
+        if (C::kRoomy || args.p.gate) received *= open_of(j, i % 2);
         ds[i] = s[4 * j + i] * (received - terms.second[i % 2]);
       }
       gradients[2 * j] = pack_pair<Element>(ds[0], ds[1]);
@@ -278,15 +284,19 @@ struct KeysConsumer {
     uint32_t weights[kScores / 2], kept[kWords];
     mbarrier_wait(shared.queries_full(queries.stage), queries.parity);
     multiply_rows<Element, C::kHeadDim>(s, shared.keys() + own, C::kKeySlabBytes, q, C::kQuerySlabBytes);
-    wgmma_wait<1>();  // dV's and dK's products of the rows before
+    const auto multiply_values = [&] {
+      multiply_rows<Element, C::kHeadDim>(dp, shared.values() + own, C::kKeySlabBytes, dout, C::kQuerySlabBytes);
+    };
+    if constexpr (C::kRoomy) multiply_values();
+    wgmma_wait<C::kRoomy ? 2 : 1>();  // dV's and dK's products of the rows before
     if (before >= 0) release(shared.queries_empty(before));
     const bool drops = C::kGeneral && args.p.dropout_p > 0;
 #pragma unroll
     for (int i = 0; i < kWords; i++) kept[i] = ~0u;
-    wgmma_wait<0>();
+    wgmma_wait<C::kRoomy ? 1 : 0>();  // S
     if (drops) find_kept(t, key, kept);
     find_weights(t, key, kept, s, weights);
-    multiply_rows<Element, C::kHeadDim>(dp, shared.values() + own, C::kKeySlabBytes, dout, C::kQuerySlabBytes);
+    if constexpr (!C::kRoomy) multiply_values();
     multiply_weights<Element>(dv, weights, dout + columns, C::kQuerySlabBytes, true);
     wgmma_wait<C::kGeneral ? 0 : 1>();  // dP's product
     uint32_t gradients[kScores / 2];
@@ -343,7 +353,7 @@ attention_bwd_keys_kernel(const FF_GRID_CONSTANT AttentionBwdKeysArguments args)
     if (thread >= 64) load_rows(args, shared, thread - 64);
   } else {
     increase_registers<C::kConsumerRegisters>();
-    KeysConsumer<C>{args, shared, thread / 128 - 1, thread / 32 % 4, thread % 32, {}}.run_tile(
+    KeysConsumer<C>{args, shared, warp_uniform(thread / 128) - 1, thread / 32 % 4, thread % 32, {}}.run_tile(
         keys_tile<C>(args, block_index()));
   }
 }

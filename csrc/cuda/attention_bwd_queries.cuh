@@ -189,6 +189,7 @@ struct QueriesConsumer {
 #pragma unroll
     for (int h = 0; h < 2; h++) find_row(args, t.batch, t.kv_head, t.run, r + 8 * h, rows[h], terms[h]);
     const float open[2] = {row_open(p, rows[0]), row_open(p, rows[1])};
+    const bool improves = some_fit(rows, C::kBlockN);
     const KeySpans spans = key_spans(args, t.batch, t.run * args.runs.tiles + t.first / kRunTileRows + warpgroup);
     float dq[kSums], s[kScores], dp[kScores], slope[kSlopes], gate_share[2] = {0, 0};
     uint32_t weights[kScores / 2];
@@ -214,7 +215,7 @@ struct QueriesConsumer {
       if constexpr (C::kGeneral) {
         if (p.dropout_p > 0) drop_received(t, rows, key, seed, dp);
       }
-      improve_terms(args, t, rows, key, s, dp, open, terms);
+      if (improves) improve_terms(args, t, rows, key, s, dp, open, terms);
       find_gradients(t, rows, terms, open, key, dp, slope, s, gate_share);
       round_weights<Element>(s, weights);
       multiply_weights<Element>(dq, weights, shared.keys(keys.stage), C::kKeySlabBytes, true);
@@ -268,7 +269,7 @@ attention_bwd_queries_kernel(const FF_GRID_CONSTANT AttentionBwdQueriesArguments
     if (thread == 0) load_for_queries(args, shared);
   } else {
     increase_registers<C::kConsumerRegisters>();
-    QueriesConsumer<C>{args, shared, thread / 128 - 1, thread / 32 % 4, thread % 32, {}, {}, {}}.run();
+    QueriesConsumer<C>{args, shared, warp_uniform(thread / 128) - 1, thread / 32 % 4, thread % 32, {}, {}, {}}.run();
   }
 }
 

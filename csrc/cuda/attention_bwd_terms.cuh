@@ -18,6 +18,16 @@ FF_DEVICE float quad_sum(float x) {
   return x + shuffle_xor(x, 2);
 }
 
+// Whether the keys of one of the warp's rows may all lie in a tile of so many.
+FF_DEVICE bool some_fit(const QueryRow (&rows)[2], int keys) {
+  int any = 0;
+#pragma unroll
+  for (int h = 0; h < 2; h++) any |= rows[h].exists && rows[h].lo < rows[h].hi && rows[h].hi - rows[h].lo <= keys;
+#pragma unroll
+  for (int mask = 4; mask <= 16; mask *= 2) any |= shuffle_xor(any, mask);
+  return any;
+}
+
 // Better terms for those of the warp's rows whose keys all lie in this tile.
 template <int kScores>
 FF_DEVICE void improve_terms(const AttentionBwdArguments& args, const QueryTile& t, const QueryRow (&rows)[2],

@@ -5,6 +5,8 @@
 //                 S = Q K_i^T issued, then O += P V_(i-1) issued; softmax of S while that runs; O rescaled; P = S
 //                 O += P V_last;  out = O tanh(gate) / ((1 - dropout_p) l)
 //
+// Last keys that fit a tail are not multiplied as a whole block: pictures have 257 tokens, texts 77.
+//
 // Online softmax in log2 units: M' = max(M, max_j x_j);  p_j = exp2(x_j - M');  l' = l exp2(M - M') + sum_j p_j.
 #pragma once
 
@@ -125,6 +127,26 @@ FF_DEVICE void write_tile(const AttentionFwdArguments& args, const QueryTile& t,
   }
 }
 
+// What a consumer's thread knows of a tile.
+struct FwdTile {
+  QueryTile t;
+  ScoreUnits units;
+  uint64_t seed;
+  QueryRow rows[2];
+  int all_begin, all_end;  // keys in between are visible to the warp's 16 rows
+
+  FF_DEVICE FwdTile(const AttentionProblem& p, const QueryTile& t, const ScoreUnits& units, uint64_t seed, int row)
+      : t(t), units(units), seed(seed), rows{query_row(p, t, row), query_row(p, t, row + 8)} {
+    all_begin = larger(rows[0].lo, rows[1].lo);
+    all_end = smaller(rows[0].hi, rows[1].hi);
+#pragma unroll
+    for (int mask = 4; mask <= 16; mask *= 2) {
+      all_begin = larger(all_begin, shuffle_xor(all_begin, mask));
+      all_end = smaller(all_end, shuffle_xor(all_end, mask));
+    }
+  }
+};
+
 template <class C>
 struct Consumer {
   using Element = typename C::Element;
@@ -140,101 +162,95 @@ struct Consumer {
     if (lane == 0) mbarrier_arrive(empty);
   }
 
-  // S = Q K^T, issued.
-  FF_DEVICE void multiply_keys(float (&s)[kScores]) const {
-    const uint32_t q = shared.queries(queries.stage) + warpgroup * 64 * C::kSlabRowBytes;
-    const uint32_t k = shared.keys(keys.stage);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < C::kHeadDim / 16; step++) {
-      const uint32_t within = step % 4 * 32;
-      wgmma<Element>(s, matrix_descriptor(q + step / 4 * C::kQuerySlabBytes + within, 1024, Swizzle::k128),
-                     matrix_descriptor(k + step / 4 * C::kKeySlabBytes + within, 1024, Swizzle::k128), step > 0);
+  // One block of keys, of which the first 4 kWeights are looked at: S = Q K^T, and while that becomes the weights of these
+  // keys, O of the block before.
+  template <bool kFirst, int kWeights>
+  FF_DEVICE void visit(const FwdTile& tile, int first_key, Softmax& softmax, float (&o)[kSums],
+                       const uint32_t (&before)[kScores / 2], bool accumulate, uint32_t (&weights)[kWeights]) {
+    float s[2 * kWeights], rescale[2];
+    mbarrier_wait(shared.keys_full(keys.stage), keys.parity);
+    multiply_rows<Element, C::kHeadDim>(s, shared.queries(queries.stage) + warpgroup * 64 * C::kSlabRowBytes,
+                                        C::kQuerySlabBytes, shared.keys(keys.stage), C::kKeySlabBytes);
+    if constexpr (kFirst) {
+      wgmma_wait<0>();
+    } else {
+      mbarrier_wait(shared.values_full(values.stage), values.parity);
+      multiply_weights<Element>(o, before, shared.values(values.stage), C::kKeySlabBytes, accumulate);
+      wgmma_wait<1>();
     }
-    wgmma_commit();
-  }
-
-  // O += P V, issued. V's rows lie along the contraction.
-  FF_DEVICE void multiply_values(float (&o)[kSums], const uint32_t (&weights)[kScores / 2], bool accumulate) const {
-    const uint32_t v = shared.values(values.stage);
-    wgmma_fence();
+    release(shared.keys_empty(keys.stage));
+    keys.advance();
+    weigh(tile, first_key, softmax, s, rescale);
+    if constexpr (!kFirst) {
+      wgmma_wait<0>();
+      release(shared.values_empty(values.stage));
+      values.advance();
 #pragma unroll
-    for (int step = 0; step < C::kBlockN / 16; step++) {
-      wgmma<Element, Major::kOutput>(o, weights + 4 * step,
-                                     matrix_descriptor(v + step * 2048, 1024, Swizzle::k128, C::kKeySlabBytes),
-                                     accumulate || step > 0);
+      for (int n = 0; n < kSums; n++) o[n] *= rescale[n / 2 % 2];
     }
-    wgmma_commit();
+    if constexpr (C::kGeneral) {
+      if (args.p.dropout_p > 0) drop(args.p, tile.seed, args.dropout_threshold, tile.t, tile.rows, first_key, s);
+    }
+    round_weights<Element>(s, weights);
   }
 
   // Raw products to exp2(x - M).
-  FF_DEVICE void weigh(const QueryTile& t, const QueryRow (&rows)[2], int all_begin, int all_end, int first_key,
-                       const ScoreUnits& units, Softmax& softmax, float (&s)[kScores], float (&rescale)[2]) const {
+  template <int kCount>
+  FF_DEVICE void weigh(const FwdTile& tile, int first_key, Softmax& softmax, float (&s)[kCount],
+                       float (&rescale)[2]) const {
     if constexpr (C::kGeneral) {
-      scale_scores(units, s);
-      if (args.p.bias) add_bias_of<Element>(args.p, t, rows, first_key, s);
+      scale_scores(tile.units, s);
+      if (args.p.bias) add_bias_of<Element>(args.p, tile.t, tile.rows, first_key, s);
     }
-    if (first_key < all_begin || first_key + C::kBlockN > all_end) hide_keys(rows, first_key, s);
-    softmax.update(s, C::kGeneral ? 1.0f : units.scale, rescale);
+    if (first_key < tile.all_begin || first_key + 2 * kCount > tile.all_end) hide_keys(tile.rows, first_key, s);
+    softmax.update(s, C::kGeneral ? 1.0f : tile.units.scale, rescale);
   }
 
-  FF_DEVICE void round_weights(const QueryTile& t, const QueryRow (&rows)[2], int first_key, uint64_t seed,
-                               float (&s)[kScores], uint32_t (&weights)[kScores / 2]) const {
-    if constexpr (C::kGeneral) {
-      if (args.p.dropout_p > 0) drop(args.p, seed, args.dropout_threshold, t, rows, first_key, s);
-    }
-#pragma unroll
-    for (int i = 0; i < kScores / 2; i++) weights[i] = pack_pair<Element>(s[2 * i], s[2 * i + 1]);
+  // O of the tile's last keys.
+  template <int kCount>
+  FF_DEVICE void add_last(float (&o)[kSums], const uint32_t (&weights)[kCount], bool accumulate) {
+    release(shared.queries_empty(queries.stage));
+    queries.advance();
+    mbarrier_wait(shared.values_full(values.stage), values.parity);
+    multiply_weights<Element>(o, weights, shared.values(values.stage), C::kKeySlabBytes, accumulate);
+    wgmma_wait<0>();
+    release(shared.values_empty(values.stage));
+    values.advance();
+  }
+
+  // The last keys, kWidth or fewer, of a tile of which `tiles` blocks are done.
+  template <int kWidth>
+  FF_DEVICE void visit_last(const FwdTile& tile, int tiles, Softmax& softmax, float (&o)[kSums],
+                            const uint32_t (&before)[kScores / 2]) {
+    uint32_t weights[kWidth / 4];
+    const int first_key = tile.t.key_begin + tiles * C::kBlockN;
+    if (tiles == 0)
+      visit<true>(tile, first_key, softmax, o, before, false, weights);
+    else
+      visit<false>(tile, first_key, softmax, o, before, tiles > 1, weights);
+    add_last(o, weights, tiles > 0);
   }
 
   FF_DEVICE void run_tile(const QueryTile& t, const ScoreUnits& units, uint64_t seed) {
     const int row = t.first + warpgroup * 64 + warp * 16 + lane / 4;
-    const QueryRow rows[2] = {query_row(args.p, t, row), query_row(args.p, t, row + 8)};
-    int all_begin = larger(rows[0].lo, rows[1].lo), all_end = smaller(rows[0].hi, rows[1].hi);
-#pragma unroll
-    for (int mask = 4; mask <= 16; mask *= 2) {  // keys in between are visible to the warp's 16 rows
-      all_begin = larger(all_begin, shuffle_xor(all_begin, mask));
-      all_end = smaller(all_end, shuffle_xor(all_end, mask));
-    }
-    const int tiles = key_tiles(t, C::kBlockN);
+    const FwdTile tile(args.p, t, units, seed, row);
+    const int seen = t.key_end - t.key_begin, left = seen % C::kBlockN;
+    const int tiles = seen / C::kBlockN + (left > C::kLongTail);
     Softmax softmax;
-    float o[kSums], s[kScores], rescale[2];
+    float o[kSums];
     uint32_t weights[kScores / 2];
-    if (tiles > 0) {
-      mbarrier_wait(shared.queries_full(queries.stage), queries.parity);
-      mbarrier_wait(shared.keys_full(keys.stage), keys.parity);
-      multiply_keys(s);
-      wgmma_wait<0>();
-      release(shared.keys_empty(keys.stage));
-      keys.advance();
-      weigh(t, rows, all_begin, all_end, t.key_begin, units, softmax, s, rescale);
-      round_weights(t, rows, t.key_begin, seed, s, weights);
-      for (int i = 1; i < tiles; i++) {
-        const int first_key = t.key_begin + i * C::kBlockN;
-        mbarrier_wait(shared.keys_full(keys.stage), keys.parity);
-        multiply_keys(s);
-        mbarrier_wait(shared.values_full(values.stage), values.parity);
-        multiply_values(o, weights, i > 1);
-        wgmma_wait<1>();
-        release(shared.keys_empty(keys.stage));
-        keys.advance();
-        weigh(t, rows, all_begin, all_end, first_key, units, softmax, s, rescale);
-        wgmma_wait<0>();
-        release(shared.values_empty(values.stage));
-        values.advance();
-#pragma unroll
-        for (int n = 0; n < kSums; n++) o[n] *= rescale[n / 2 % 2];
-        round_weights(t, rows, first_key, seed, s, weights);
-      }
-      release(shared.queries_empty(queries.stage));
-      queries.advance();
-      mbarrier_wait(shared.values_full(values.stage), values.parity);
-      multiply_values(o, weights, tiles > 1);
-      wgmma_wait<0>();
-      release(shared.values_empty(values.stage));
-      values.advance();
+    if (seen > 0) mbarrier_wait(shared.queries_full(queries.stage), queries.parity);
+    if (tiles > 0) visit<true>(tile, t.key_begin, softmax, o, weights, false, weights);
+    for (int i = 1; i < tiles; i++)
+      visit<false>(tile, t.key_begin + i * C::kBlockN, softmax, o, weights, i > 1, weights);
+    if (left == 0 || left > C::kLongTail) {
+      if (seen > 0) add_last(o, weights, tiles > 1);
+    } else if (left > C::kTail) {
+      visit_last<C::kLongTail>(tile, tiles, softmax, o, weights);
+    } else {
+      visit_last<C::kTail>(tile, tiles, softmax, o, weights);
     }
-    write_tile<C>(args, t, row, softmax, o, tiles > 0);
+    write_tile<C>(args, t, row, softmax, o, seen > 0);
   }
 
   FF_DEVICE void run() {
@@ -270,7 +286,7 @@ attention_fwd_kernel(const FF_GRID_CONSTANT AttentionFwdArguments args) {
     if (thread >= 32) load_queries(args, shared, thread - 32);
   } else {
     increase_registers<C::kConsumerRegisters>();
-    Consumer<C>{args, shared, thread / 128 - 1, thread / 32 % 4, thread % 32, {}, {}, {}}.run();
+    Consumer<C>{args, shared, warp_uniform(thread / 128) - 1, thread / 32 % 4, thread % 32, {}, {}, {}}.run();
   }
 }
 

@@ -23,6 +23,7 @@ struct AttentionFwdConfig {
 
   static constexpr int kBlockM = 128;
   static constexpr int kBlockN = kHeadDim <= 128 ? 128 : kHeadDim <= 192 ? 112 : kGeneral ? 48 : 64;
+  static constexpr int kTail = 16, kLongTail = kBlockN > 80 ? 80 : 32;  // of a last block that is not full
   static constexpr int kStages = 2;
   static constexpr int kQueryStages = kHeadDim <= 128 ? 2 : 1;
   static constexpr int kSlabs = kHeadDim / 64;

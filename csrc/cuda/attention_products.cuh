@@ -12,12 +12,13 @@ using namespace hopper;
 // d = a b^T over kHeadDim columns: a[64][kHeadDim], b[N][kHeadDim].
 template <class Element, int kHeadDim, int kCount>
 FF_DEVICE void multiply_rows(float (&d)[kCount], uint32_t a, uint32_t a_slab, uint32_t b, uint32_t b_slab) {
+  const uint64_t first_a = matrix_descriptor(a, 1024, Swizzle::k128);
+  const uint64_t first_b = matrix_descriptor(b, 1024, Swizzle::k128);
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < kHeadDim / 16; step++) {
-    const uint32_t within = step % 4 * 32;
-    wgmma<Element>(d, matrix_descriptor(a + step / 4 * a_slab + within, 1024, Swizzle::k128),
-                   matrix_descriptor(b + step / 4 * b_slab + within, 1024, Swizzle::k128), step > 0);
+    wgmma<Element>(d, advanced(first_a, step / 4 * a_slab + step % 4 * 32),
+                   advanced(first_b, step / 4 * b_slab + step % 4 * 32), step > 0);
   }
   wgmma_commit();
 }
@@ -26,11 +27,11 @@ FF_DEVICE void multiply_rows(float (&d)[kCount], uint32_t a, uint32_t a_slab, ui
 template <class Element, int kCount, int kWeights>
 FF_DEVICE void multiply_weights(float (&d)[kCount], const uint32_t (&a)[kWeights], uint32_t b, uint32_t b_slab,
                                 bool accumulate) {
+  const uint64_t first = matrix_descriptor(b, 1024, Swizzle::k128, b_slab);
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < kWeights / 4; step++) {
-    wgmma<Element, Major::kOutput>(d, a + 4 * step, matrix_descriptor(b + step * 2048, 1024, Swizzle::k128, b_slab),
-                                   accumulate || step > 0);
+    wgmma<Element, Major::kOutput>(d, a + 4 * step, advanced(first, step * 2048), accumulate || step > 0);
   }
   wgmma_commit();
 }

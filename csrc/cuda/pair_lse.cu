@@ -25,7 +25,7 @@ cudaError_t with_element(LseArguments& args, cudaStream_t stream) {
 
 cudaError_t pair_lse_scratch(const PairLse& p, int64_t* size) {
   PairTiles tiles;
-  const cudaError_t error = make_pair_tiles(&tiles, 0, p.a.n, p.b.n, p.symmetric);
+  const cudaError_t error = make_pair_tiles(&tiles, 0, p.a.n, p.b.n, p.symmetric, kPairSegmentBits);
   if (error != cudaSuccess) return error;
   const Parts parts(p, tiles);
   *size = parts.rows + parts.cols;
@@ -35,7 +35,7 @@ cudaError_t pair_lse_scratch(const PairLse& p, int64_t* size) {
 cudaError_t pair_lse(const PairLse& p, cudaStream_t stream) {
   LseArguments args;
   args.p = p;
-  cudaError_t error = make_pair_tiles(&args.tiles, 0, p.a.n, p.b.n, p.symmetric);
+  cudaError_t error = make_pair_tiles(&args.tiles, 0, p.a.n, p.b.n, p.symmetric, kPairSegmentBits);
   if (error != cudaSuccess) return error;
   const Parts parts(p, args.tiles);
   args.row_parts = p.scratch;

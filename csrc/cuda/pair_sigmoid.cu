@@ -11,7 +11,7 @@ cudaError_t pair_parts(int* parts) {
 cudaError_t pair_sigmoid(const PairSigmoid& p, cudaStream_t stream) {
   SigmoidArguments args;
   args.p = p;
-  const cudaError_t error = make_pair_tiles(&args.tiles, p.chunk.first_row, p.chunk.rows, p.b.n, false);
+  const cudaError_t error = make_pair_tiles(&args.tiles, p.chunk.first_row, p.chunk.rows, p.b.n, false, 0);
   if (error != cudaSuccess) return error;
   return p.dtype == DType::kBFloat16 ? launch_sweep<Sigmoid<bf16>>(args, stream)
                                      : launch_sweep<Sigmoid<f16>>(args, stream);

@@ -3,8 +3,8 @@
 //     weight (share softmax - target),   softmax = e / (1 + rest),   e = exp(x - reference)
 //
 // formed as ((share e - target) - target rest) weight / (1 + rest), in which e - target cancels exactly where the
-// positive dominates; away from positives and smoothing it is e coefficient. 1 / N and the scale come in later,
-// in float32.
+// positive dominates; away from positives and smoothing it is e coefficient, where e = exp2(c scale log2(e) + offset) is
+// good enough. 1 / N and the scale come in later, in float32.
 #pragma once
 
 #include "cuda/pair_chunk.cuh"
@@ -18,8 +18,8 @@ struct SoftmaxBwdArguments : SweepArguments {
 };
 
 // A line's numbers: kReference, kRest as stored; kPositive: (1 - smoothing) / count; kInverse: weight / (1 + rest);
-// kCoefficient: share * inverse.
-enum LineNumber { kReference, kRest, kPositive, kInverse, kCoefficient, kLineNumbers };
+// kCoefficient: share * inverse; kOffset: -reference log2(e).
+enum LineNumber { kReference, kRest, kPositive, kInverse, kCoefficient, kOffset, kLineNumbers };
 
 // share: 1 - smoothing where the line has a positive, + smoothing
 FF_DEVICE float share_of(float positive, float smoothing) {
@@ -34,6 +34,7 @@ FF_DEVICE void load_line(const PairStatistics& s, int n, int i, float smoothing,
   number[kPositive] = count ? (1.0f - smoothing) / float(count) : 0.0f;
   number[kInverse] = weight / (1.0f + number[kRest]);
   number[kCoefficient] = share_of(number[kPositive], smoothing) * number[kInverse];
+  number[kOffset] = -number[kReference] * kLog2e;
 }
 
 FF_DEVICE float line_gradient(float e, float share, float target, float rest, float inverse) {
@@ -51,7 +52,7 @@ struct SoftmaxBwd {
   const PairShared<C>& shared;
   PairThread who;
   PairRows rows;
-  float reference[2], coefficient[2];
+  float scaled[2], offset[2], coefficient[2];  // of the rows; scaled: inverse_i scale log2(e)
   double sum[1] = {0};
 
   FF_DEVICE SoftmaxBwd(const SoftmaxBwdArguments& args, const PairShared<C>& shared, const PairThread& who)
@@ -75,7 +76,8 @@ struct SoftmaxBwd {
     for (int h = 0; h < 2; h++) {
       float number[kLineNumbers];
       load_row(h, number);
-      reference[h] = number[kReference];
+      scaled[h] = rows.scaled[h] * kLog2e;
+      offset[h] = number[kOffset];
       coefficient[h] = number[kCoefficient];
     }
   }
@@ -91,30 +93,41 @@ struct SoftmaxBwd {
     return load_two<float>(shared.value(stage, 1 + number, column));
   }
 
-  // Products become G. dscale: of the two rows, without inverse_i.
+  // What the plain pairs of two neighbouring columns need of these.
+  struct Columns {
+    Two<float> inverse, offset, coefficient;
+  };
+  FF_DEVICE Columns columns(int stage, int j) const {
+    const int col = who.col(j);
+    return {load_two<float>(shared.value(stage, 0, col)), column(stage, kOffset, col), column(stage, kCoefficient, col)};
+  }
+
+  // Products become G. dscale: of the two rows, without inverse_i. Two steps at a time, and what the next two need under
+  // way: with more in flight registers would not last.
   FF_DEVICE void plain_tile(int stage, float (&x)[C::kProducts], float (&dscale)[2]) const {
+    Columns next[2] = {columns(stage, 0), columns(stage, 1)};
 #pragma unroll
     for (int j = 0; j < C::kProducts / 4; j++) {
-      const int col = who.col(j);
-      const Two<float> col_inverse = load_two<float>(shared.value(stage, 0, col));
-      const Two<float> col_reference = column(stage, kReference, col);
-      const Two<float> col_coefficient = column(stage, kCoefficient, col);
+      const Columns col = next[j % 2];
+      if (j + 2 < C::kProducts / 4) next[j % 2] = columns(stage, j + 2);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        float pair[2];  // summed first: dscale's chain of additions would lag, and hold registers
+        float pair = 0;  // summed first: dscale's chain of additions would lag, and hold registers
 #pragma unroll
         for (int c = 0; c < 2; c++) {
           float& value = x[4 * j + 2 * h + c];
-          const float cosine = multiply_exactly(value, col_inverse.at[c]);  // / inverse_i
-          const float logit = multiply_exactly(cosine, rows.scaled[h]);
-          float g = exp_of(logit - reference[h]) * coefficient[h];
-          if (kCols) g += exp_of(logit - col_reference.at[c]) * col_coefficient.at[c];
-          pair[c] = g * cosine;
-          value = g * col_inverse.at[c] * rows.inverse[h];
+          const float cosine = value * col.inverse.at[c];  // / inverse_i
+          float g = exp2_approx(fused_multiply_add(cosine, scaled[h], offset[h])) * coefficient[h];
+          if (kCols) {
+            const float e = exp2_approx(fused_multiply_add(cosine, scaled[h], col.offset.at[c]));
+            g = fused_multiply_add(e, col.coefficient.at[c], g);
+          }
+          pair = fused_multiply_add(g, cosine, pair);
+          value = g * col.inverse.at[c] * rows.inverse[h];
         }
-        dscale[h] += pair[0] + pair[1];
+        dscale[h] += pair;
       }
-      if (j % 4 == 3) warp_sync();  // keeps the compiler from having too much in flight for its registers
+      if (j % 2 == 1) warp_sync();
     }
   }
 
@@ -123,7 +136,7 @@ struct SoftmaxBwd {
     float line[2][kLineNumbers];
 #pragma unroll
     for (int h = 0; h < 2; h++) load_row(h, line[h]);
-    const float smoothing = args.p.label_smoothing;
+    const float smoothing = args.p.label_smoothing, scale = load_global(args.p.scale);
 #pragma unroll
     for (int j = 0; j < kQuarter / 4; j++) {
       const int col = who.col(quarter * kQuarter / 4 + j);
@@ -139,7 +152,7 @@ struct SoftmaxBwd {
           const int at = 4 * j + 2 * h + c;
           const bool visible = marks.visible(at), is_positive = marks.positive(at);
           const float cosine = multiply_exactly(x[at], col_inverse.at[c]);
-          const float logit = multiply_exactly(cosine, rows.scaled[h]);
+          const float logit = multiply_exactly(cosine, multiply_exactly(rows.inverse[h], scale));
           float g = line_gradient(visible ? exp_of(logit - row[kReference]) : 0.0f, share_of(row[kPositive], smoothing),
                                   (is_positive ? row[kPositive] : 0.0f) + args.row_uniform, row[kRest], row[kInverse]);
           if (kCols && !bounds.own(at)) {

@@ -149,12 +149,13 @@ FF_DEVICE void multiply(const PairShared<C>& shared, const PairThread& who, int 
   int before = 0;
   for (int step = 0; step < steps; step++) {
     mbarrier_wait(shared.full(ring.stage), ring.parity);
-    const uint32_t a = shared.a(ring.stage) + who.warpgroup * 64 * C::kRowBytes, b = shared.b(ring.stage);
+    const uint32_t rows = shared.a(ring.stage) + who.warpgroup * 64 * C::kRowBytes;
+    const uint64_t a = matrix_descriptor(rows, 1024, Swizzle::k128);
+    const uint64_t b = matrix_descriptor(shared.b(ring.stage), 1024, Swizzle::k128);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < C::kStep / 16; k++) {
-      wgmma<typename C::Element>(products, matrix_descriptor(a + 32 * k, 1024, Swizzle::k128),
-                                 matrix_descriptor(b + 32 * k, 1024, Swizzle::k128), step > 0 || k > 0);
+      wgmma<typename C::Element>(products, advanced(a, 32 * k), advanced(b, 32 * k), step > 0 || k > 0);
     }
     wgmma_commit();
     if (step == announced) named_barrier_arrive(C::kLeadBarrier, 128 * C::kConsumers);
@@ -208,7 +209,8 @@ FF_KERNEL(Kind::C::kThreads)
 pair_sweep_kernel(const FF_GRID_CONSTANT typename Kind::Arguments args) {
   using C = typename Kind::C;
   const PairShared<C> shared{shared_memory()};
-  const int warpgroup = thread_index() / 128, warp = thread_index() / 32 % 4, lane = thread_index() % 32;
+  const int warpgroup = warp_uniform(thread_index() / 128), warp = thread_index() / 32 % 4;
+  const int lane = thread_index() % 32;
   if (thread_index() == 0) {
     for (int stage = 0; stage < C::kStages; stage++) {
       mbarrier_init(shared.full(stage), 1);

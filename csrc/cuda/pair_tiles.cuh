@@ -1,6 +1,6 @@
 // Which tiles of pairs there are, which block has which, and in which order.
 //
-//     segments    1, 2 or 4 equal parts of the columns; block b belongs to segment b % segments
+//     segments    1, 2 or 4: column c is column c / segments of segment c % segments, block b belongs to b % segments
 //     of one      row of tiles after row of tiles, cut into runs of `share` tiles, one for each of its blocks
 //     of a row    from the segment's last column backwards and round, so that the tile at `position` lies
 //                 (turn + position - before) % length columns before the last
@@ -45,11 +45,11 @@ struct PairTiles {
     return before(row) + (turned < 0 ? turned + length(row) : turned);
   }
   FF_HOST_DEVICE int owner(int row, int col) const {
-    return (position(row, width - 1 - col % width) / share << segment_bits) + col / width;
+    return (position(row, width - 1 - (col >> segment_bits)) / share << segment_bits) + (col & segments() - 1);
   }
 
   // Of a block: its segment's last column, its run's positions [start, end), the tiles it has of a row.
-  FF_HOST_DEVICE int last_col(int block) const { return ((block & segments() - 1) + 1) * width - 1; }
+  FF_HOST_DEVICE int last_col(int block) const { return col_end - segments() + (block & segments() - 1); }
   FF_HOST_DEVICE int start(int block) const { return (block >> segment_bits) * share; }
   FF_HOST_DEVICE int end(int block) const { return least(start(block) + share, count()); }
   FF_HOST_DEVICE int first_row(int block) const {
@@ -74,9 +74,9 @@ struct PairTiles {
   }
 };
 
-// Fills in the rest, for so many blocks or fewer. Segments make no run longer.
-inline void cut_tiles(PairTiles* tiles, int blocks) {
-  int bits = tiles->symmetric ? 0 : kPairSegmentBits;
+// Fills in the rest, for so many blocks or fewer and 2^bits segments or fewer, which make no run longer.
+inline void cut_tiles(PairTiles* tiles, int blocks, int bits) {
+  if (tiles->symmetric) bits = 0;
   while (tiles->col_end % (1 << bits) != 0 || blocks % (1 << bits) != 0) bits--;
   tiles->segment_bits = bits;
   tiles->width = tiles->col_end >> bits;
@@ -86,14 +86,15 @@ inline void cut_tiles(PairTiles* tiles, int blocks) {
 }
 
 // rows: [first_row, first_row + rows) of pairs.
-inline cudaError_t make_pair_tiles(PairTiles* tiles, int first_row, int rows, int cols, bool symmetric) {
+inline cudaError_t make_pair_tiles(PairTiles* tiles, int first_row, int rows, int cols, bool symmetric,
+                                   int segment_bits) {
   tiles->row_begin = first_row / kPairBlockM;
   tiles->row_end = (first_row + rows + kPairBlockM - 1) / kPairBlockM;
   tiles->col_end = tiles->width = (cols + kPairBlockN - 1) / kPairBlockN;
   tiles->symmetric = symmetric;
   int blocks = 0;
   const cudaError_t error = persistent_blocks(tiles->count(), &blocks);
-  if (error == cudaSuccess) cut_tiles(tiles, blocks);
+  if (error == cudaSuccess) cut_tiles(tiles, blocks, segment_bits);
   return error;
 }
 
@@ -102,21 +103,23 @@ struct TileWalk {
   int row, col, position;
 
   FF_DEVICE TileWalk(const PairTiles& tiles, int block) : row(tiles.first_row(block)), position(tiles.start(block)) {
-    col = tiles.last_col(block) - (tiles.turn(row) + position - tiles.before(row)) % tiles.length(row);
+    const int from_last = (tiles.turn(row) + position - tiles.before(row)) % tiles.length(row);
+    col = tiles.last_col(block) - (from_last << tiles.segment_bits);
   }
   FF_DEVICE bool there(const PairTiles& tiles, int block) const { return position < tiles.end(block); }
   FF_DEVICE void next(const PairTiles& tiles, int block) {
     const int last = tiles.last_col(block);
     if (++position < tiles.before(row + 1)) {
-      col = last - col < tiles.length(row) - 1 ? col - 1 : last;
+      col = last - col < tiles.length(row) - 1 << tiles.segment_bits ? col - tiles.segments() : last;
     } else if (there(tiles, block)) {
       row++;
-      col = last - tiles.turn(row) % tiles.length(row);
+      col = last - (tiles.turn(row) % tiles.length(row) << tiles.segment_bits);
     }
   }
   // Whether the run meets the tile's columns for the first time.
   FF_DEVICE bool first_meeting(const PairTiles& tiles, int block) const {
-    return row == tiles.row_begin || tiles.position(row - 1, tiles.last_col(block) - col) < tiles.start(block);
+    const int from_last = tiles.last_col(block) - col >> tiles.segment_bits;
+    return row == tiles.row_begin || tiles.position(row - 1, from_last) < tiles.start(block);
   }
 };
 

@@ -24,4 +24,9 @@ T shuffle_xor(T value, int mask) {
   return shuffle(value, (thread_index() % 32) ^ mask);
 }
 
+template <class T>
+T warp_uniform(T x) {
+  return shuffle(x, 0);
+}
+
 }  // namespace fastfuse::hopper

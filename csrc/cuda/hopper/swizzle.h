@@ -35,4 +35,9 @@ FF_HOST_DEVICE constexpr uint64_t matrix_descriptor(uint32_t address, uint32_t e
          uint64_t(eight_rows >> 4 & 0x3fff) << 32 | uint64_t(swizzle) << 62;
 }
 
+// Of what lies `bytes` further: one addition.
+FF_HOST_DEVICE constexpr uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor >> 32) << 32 | uint32_t(uint32_t(descriptor) + (bytes >> 4));
+}
+
 }  // namespace fastfuse::hopper

@@ -17,4 +17,10 @@ FF_DEVICE T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
 
+// x, which is the same in all lanes: now the compiler knows, and keeps it and what follows from it once a warp.
+template <class T>
+FF_DEVICE T warp_uniform(T x) {
+  return shuffle(x, 0);
+}
+
 }  // namespace fastfuse::hopper

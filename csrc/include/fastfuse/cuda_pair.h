@@ -7,7 +7,7 @@
 //   pair_lse                                                    statistics of the softmax losses
 //   for each chunk of rows of the pairs
 //     pair_softmax_bwd or pair_sigmoid                          G, the chunk's gradient of the cosines
-//     pair_product of G and of G^T                              T = G rows of b,  T = G^T rows of a
+//     products by cuBLAS, the caller's                          T = G rows of b,  T = G^T rows of a
 //   pair_gradient of both sides                                 da, db from T
 #pragma once
 
@@ -106,19 +106,6 @@ struct PairSigmoid : PairProblem {
   double* sums;  // [pair_parts][3]: loss, dscale, dbias, as above
 };
 
-// t [n][pitch] (+)= G side.rows, or with `transposed` G^T side.rows.
-struct PairProduct {
-  DType dtype;
-  const void* g;   // [rows][g_pitch]
-  int rows, cols;  // of G
-  int64_t g_pitch;
-  bool transposed;
-  const void* features;  // [cols][pitch], or transposed [rows][pitch]
-  int dim, pitch;
-  float* t;  // [rows][pitch], or transposed [cols][pitch]
-  bool accumulate;
-};
-
 cudaError_t pair_parts(int* parts);                                  // of the sums
 cudaError_t pair_lse_scratch(const PairLse& params, int64_t* size);  // floats
 
@@ -126,7 +113,6 @@ cudaError_t pair_features(const PairFeatures& params, cudaStream_t stream);
 cudaError_t pair_lse(const PairLse& params, cudaStream_t stream);
 cudaError_t pair_softmax_bwd(const PairSoftmaxBwd& params, cudaStream_t stream);
 cudaError_t pair_sigmoid(const PairSigmoid& params, cudaStream_t stream);
-cudaError_t pair_product(const PairProduct& params, cudaStream_t stream);
 cudaError_t pair_gradient(const PairGradient& params, cudaStream_t stream);
 
 }  // namespace fastfuse::cuda
