@@ -57,6 +57,9 @@ class Mutation:
         assert text.count(self.old) == 1, (
             f"{self.name}: {self.old!r} stands {text.count(self.old)} times in {self.file}"
         )
+        for other in (folder / "cuda").glob("*"):  # of a mutation that had this name
+            if other.name != self.file:
+                other.unlink()
         _write(folder / "cuda" / self.file, text.replace(self.old, self.new))
 
 

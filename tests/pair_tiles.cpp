@@ -42,7 +42,11 @@ FF_EXPORT int owners(int row_begin, int row_end, int col_end, bool symmetric, in
   if (of_row) {
     for_owners_of_row(tiles, line, add);
   } else {
-    for_owners_of_col(tiles, line, add);
+    for (int row = tiles.row_begin, last = -1; row < tiles.row_end_of(line); row++) {
+      const int block = tiles.owner(row, line);
+      if (block != last) add(block);
+      last = block;
+    }
   }
   return count;
 }

@@ -176,7 +176,7 @@ MUTATIONS = [
     _sweep("place_not_told", "if (lane == 0) {", "if (false) {"),
     _sweep("not_turned", "last - (tiles.turn(row) % tiles.length(row) << tiles.segment_bits);", "last;", "pair_tiles.cuh"),
     _sweep("parts_met", "row * segments() + block;", "row * segments();", "pair_tiles.cuh"),
-    _sweep("one_part", "block != last", "last < 0", "pair_tiles.cuh"),
+    _sweep("one_part", "block != last", "last < 0", "pair_statistics.cuh"),
     _own("forward", "pair_lse.cu", "pair_lse.cuh", "hide_own(stage, x);", ";"),
     _own("backward", "pair_softmax_bwd.cu", "pair_softmax_bwd.cuh", "kCols && !bounds.own(at)", "kCols"),
     _own("chunk", "pair_softmax_bwd.cu", "pair_chunk.cuh", "odd ? even_word : odd_word", "even_word"),

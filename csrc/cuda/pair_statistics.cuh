@@ -15,7 +15,7 @@ struct LineStatisticsArguments {
   PairStatistics to;
 };
 
-inline constexpr int kMergeWarps = 8, kMergeLines = 32;
+inline constexpr int kMergeWarps = 8, kMergeLines = 32, kMergeThreads = 32 * kMergeWarps;
 
 // What a warp has of a line so far. What is no line's own logit is summed in double.
 struct LineTotal {
@@ -38,7 +38,7 @@ struct LineTotal {
 };
 
 // 32 lines a block; its warps share their parts.
-static FF_KERNEL(32 * kMergeWarps) pair_statistics_kernel(const FF_GRID_CONSTANT LineStatisticsArguments args) {
+static FF_KERNEL(kMergeThreads) pair_statistics_kernel(const FF_GRID_CONSTANT LineStatisticsArguments args) {
   const int warp = thread_index() / 32, lane = thread_index() % 32;
   const int line = block_index() * kMergeLines + lane;
   LineTotal total;
@@ -54,14 +54,25 @@ static FF_KERNEL(32 * kMergeWarps) pair_statistics_kernel(const FF_GRID_CONSTANT
     });
   }
   if (args.col_parts) {
-    for_owners_of_col(args.tiles, block_index() * kMergeLines / kPairBlockN, [&](int block) {
-      for (int warpgroup = 0; warpgroup < 2; warpgroup++) {
-        if (mine())
-          total.take(
-              args.col_parts + (int64_t(block) * 2 + warpgroup) * col_planes(args.uniform) * args.col_pitch + line,
-              args.col_pitch, args.uniform);
+    const int col = block_index() * kMergeLines / kPairBlockN, end = args.tiles.row_end_of(col);
+    const auto owner_at = [&](int i) { return shared_memory() + uint32_t(4 * i); };
+    int last = -1;
+    for (int first = args.tiles.row_begin; first < end; first += kMergeThreads) {  // a thread finds the owner of a row
+      const int row = first + thread_index();
+      store_shared(owner_at(thread_index()), row < end ? args.tiles.owner(row, col) : -1);
+      block_sync();
+      for (int i = 0; i < kMergeThreads && first + i < end; i++) {
+        const int block = load_shared<int>(owner_at(i));
+        for (int warpgroup = 0; warpgroup < 2 && block != last; warpgroup++) {
+          if (mine())
+            total.take(
+                args.col_parts + (int64_t(block) * 2 + warpgroup) * col_planes(args.uniform) * args.col_pitch + line,
+                args.col_pitch, args.uniform);
+        }
+        last = block;
       }
-    });
+      block_sync();
+    }
   }
   const auto exchange = [&](int from) {
     return shared_memory() + uint32_t(from * kMergeLines + lane) * sizeof(LineTotal);
@@ -81,7 +92,7 @@ static FF_KERNEL(32 * kMergeWarps) pair_statistics_kernel(const FF_GRID_CONSTANT
 }
 
 static cudaError_t merge_statistics(const LineStatisticsArguments& args, cudaStream_t stream) {
-  return launch(pair_statistics_kernel, (args.lines + kMergeLines - 1) / kMergeLines, 32 * kMergeWarps,
+  return launch(pair_statistics_kernel, (args.lines + kMergeLines - 1) / kMergeLines, kMergeThreads,
                 kMergeWarps * kMergeLines * sizeof(LineTotal), stream, args);
 }
 

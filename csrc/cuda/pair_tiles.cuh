@@ -13,7 +13,7 @@
 // diagonal.
 //
 // The blocks that share a row of tiles of a segment, or a column, follow one another, and what each of them leaves of a
-// line can be found, and merged in order, by counting (for_owners).
+// line can be found, and merged in order, by counting.
 #pragma once
 
 #include "cuda/hopper.h"
@@ -35,6 +35,9 @@ struct PairTiles {
   FF_HOST_DEVICE int segments() const { return 1 << segment_bits; }
   FF_HOST_DEVICE int first_col(int row) const { return symmetric ? row * kPairBlockM / kPairBlockN : 0; }
   FF_HOST_DEVICE int length(int row) const { return width - first_col(row); }
+  FF_HOST_DEVICE int row_end_of(int col) const {
+    return symmetric ? least(row_end, (col + 1) * (kPairBlockN / kPairBlockM)) : row_end;
+  }
 
   // Positions within a segment: of a row's first tile, of all tiles' end.
   FF_HOST_DEVICE int before(int row) const { return above(row) - above(row_begin); }
@@ -123,20 +126,12 @@ struct TileWalk {
   }
 };
 
-// body(block) for every block that has tiles of a row of tiles, or of a column of tiles, in order.
+// body(block) for every block that has tiles of a row of tiles, in order. Those of a column: tiles.owner of it and of its
+// rows in order, in which a block comes several times, but each time by itself.
 template <class Body>
 FF_DEVICE void for_owners_of_row(const PairTiles& tiles, int row, const Body& body) {
   const int first = tiles.before(row) / tiles.share, last = (tiles.before(row + 1) - 1) / tiles.share;
   for (int block = first << tiles.segment_bits; block < last + 1 << tiles.segment_bits; block++) body(block);
-}
-template <class Body>
-FF_DEVICE void for_owners_of_col(const PairTiles& tiles, int col, const Body& body) {
-  int last = -1;
-  for (int row = tiles.row_begin; row < tiles.row_end && tiles.first_col(row) <= col; row++) {
-    const int block = tiles.owner(row, col);
-    if (block != last) body(block);
-    last = block;
-  }
 }
 
 }  // namespace fastfuse::cuda
