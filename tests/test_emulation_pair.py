@@ -153,7 +153,6 @@ _EMPTY = "mbarrier_wait(shared.empty(ring.stage), ring.parity ^ 1);"
 _FULL = "mbarrier_wait(shared.full(ring.stage), ring.parity);"
 _FREE_COLUMNS = "if (who.lane == 0) mbarrier_arrive(shared.columns_empty(columns.stage));"
 _BARRIER = "named_barrier_sync(C::kExchangeBarrier + who.warpgroup, 128);\n"
-_COLUMN = "    const int column = 2 * who.thread();\n"
 _LOOKED = "    }\n    if (kCols) merge_columns(stage, kPositives"
 MUTATIONS = [
     _sweep("features_overwritten", _EMPTY),
@@ -169,7 +168,7 @@ MUTATIONS = [
     _sweep("no_lead", "if (step == announced) ", "if (step == announced + 64) "),
     _sweep("no_init_fence", "    mbarrier_init_fence();\n"),
     _sweep("no_block_sync", "  block_sync();\n"),
-    _sweep("exchange_not_awaited", f"    {_BARRIER}{_COLUMN}", _COLUMN, "pair_lse.cuh"),
+    _sweep("exchange_not_awaited", f"    {_BARRIER}#pragma", "#pragma", "pair_lse.cuh"),
     _sweep("exchange_overwritten", f"    {_BARRIER}  }}", "  }", "pair_lse.cuh"),
     _sweep("no_turn", f"      turn(x);\n{_LOOKED}", _LOOKED, "pair_lse.cuh"),
     _sweep("stale_columns", "row == tiles.row_begin || tiles.position", "row == 0 && tiles.position", "pair_tiles.cuh"),

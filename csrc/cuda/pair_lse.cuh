@@ -34,16 +34,20 @@ FF_DEVICE void reduce_rows(int lane, float (&first)[8], float (&second)[8], cons
   }
 }
 
-// The same of one number, added.
-FF_DEVICE void add_rows(int lane, float (&sum)[8]) {
+// The same of one number, added; of several times 8 columns, whose shuffles are under way together.
+template <int kGroups>
+FF_DEVICE void add_rows(int lane, float (&sum)[kGroups][8]) {
 #pragma unroll
   for (int mask = 16; mask >= 4; mask /= 2) {
     const bool upper = lane & mask;
 #pragma unroll
-    for (int i = 0; i < mask / 4; i++) {
-      const int other = i + mask / 4;
-      const float got = shuffle_xor(upper ? sum[i] : sum[other], mask);
-      sum[i] = (upper ? sum[other] : sum[i]) + got;
+    for (int group = 0; group < kGroups; group++) {
+#pragma unroll
+      for (int i = 0; i < mask / 4; i++) {
+        float &own = sum[group][i], &other = sum[group][i + mask / 4];
+        const float got = shuffle_xor(upper ? own : other, mask);
+        own = (upper ? other : own) + got;
+      }
     }
   }
 }
@@ -118,8 +122,8 @@ struct Lse {
   }
 
   // A tile in which every pair counts alike: one exponential for a pair's row and its column, relative to the warp's
-  // largest logit m. A line's part of the tile, s = sum exp(x - m), becomes one logit, m + log s. Tells whether that
-  // went well: not where a line lies so far below m that s loses digits.
+  // largest logit m, in log2 units. A line's part of the tile, s = sum exp2(x - m), becomes one logit, m + log2 s. Tells
+  // whether that went well: not where a line lies so far below m that s loses digits.
   FF_DEVICE bool add_exponentials(const float (&x)[C::kProducts]) {
     constexpr float kLeast = 1e-26f;  // of s: what is e^28 times smaller than that is still told
     float largest = x[0];
@@ -127,24 +131,28 @@ struct Lse {
     for (int i = 1; i < C::kProducts; i++) largest = maximum(largest, x[i]);
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) largest = maximum(largest, shuffle_xor(largest, mask));
-    const auto logit_of = [&](float sum) { return fused_multiply_add(log2_approx(sum), kLn2, largest); };
-    float row_sum[2] = {0, 0};
+    const float base = largest * kLog2e;
+    const auto logit_of = [&](float sum) { return (log2_approx(sum) + base) * kLn2; };
+    float row_sum[2] = {0, 0}, col_sum[C::kProducts / 16][8];
     bool lost = false;
 #pragma unroll
-    for (int j = 0; j < C::kProducts / 4; j += 4) {
-      float col_sum[8];
+    for (int group = 0; group < C::kProducts / 16; group++) {
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        const int product = 4 * j + i / 2 * 4 + i % 2;
-        const float upper = exp_of(x[product] - largest), lower = exp_of(x[product + 2] - largest);
+        const int product = 16 * group + i / 2 * 4 + i % 2;
+        const float upper = exp2_approx(fused_multiply_add(x[product], kLog2e, -base));
+        const float lower = exp2_approx(fused_multiply_add(x[product + 2], kLog2e, -base));
         row_sum[0] += upper;
         row_sum[1] += lower;
-        col_sum[i] = upper + lower;
+        col_sum[group][i] = upper + lower;
       }
-      if constexpr (kCols) {
-        add_rows(who.lane, col_sum);
-        lost |= !(col_sum[0] >= kLeast);
-        leave(j, logit_of(col_sum[0]), 0);
+    }
+    if constexpr (kCols) {
+      add_rows(who.lane, col_sum);
+#pragma unroll
+      for (int group = 0; group < C::kProducts / 16; group++) {
+        lost |= !(col_sum[group][0] >= kLeast);
+        leave(4 * group, logit_of(col_sum[group][0]), 0);
       }
     }
 #pragma unroll
@@ -167,11 +175,11 @@ struct Lse {
   // The exchange into two planes of the warpgroup's part. Each thread has two columns, which nobody else writes.
   template <class Merge>
   FF_DEVICE void merge_columns(int stage, int first_plane, int second_plane, const Merge& merge) const {
-    named_barrier_sync(C::kExchangeBarrier + who.warpgroup, 128);
     const int column = 2 * who.thread();
     auto* to_first = reinterpret_cast<Two<float>*>(col_part(first_plane) + shared.first_column(stage) + column);
     auto* to_second = reinterpret_cast<Two<float>*>(col_part(second_plane) + shared.first_column(stage) + column);
     Two<float> first = *to_first, second = *to_second;
+    named_barrier_sync(C::kExchangeBarrier + who.warpgroup, 128);
 #pragma unroll
     for (int warp = 0; warp < 4; warp++) {
       const Two<float> other_first = load_two<float>(shared.exchange(who.warpgroup, 0, warp, column));
@@ -206,14 +214,14 @@ struct Lse {
 #pragma unroll
       for (int j = 0; kCols && j < kQuarter / 4; j += 4) {
         const auto value = [&](int i) { return bounds.there(i) && !bounds.own(i) ? x[i] : 0.0f; };
-        float col_sum[8];
+        float col_sum[1][8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
           const int product = 4 * j + i / 2 * 4 + i % 2;
-          col_sum[i] = value(product) + value(product + 2);
+          col_sum[0][i] = value(product) + value(product + 2);
         }
         add_rows(who.lane, col_sum);
-        leave(first + j, col_sum[0], 0);
+        leave(first + j, col_sum[0][0], 0);
       }
       turn(x);
     }
