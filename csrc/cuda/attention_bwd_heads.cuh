@@ -142,7 +142,8 @@ struct HeadsConsumer {
 #pragma unroll
       for (int i = 0; i < kSums / 8; i++) {
         const float* pair = dq + 8 * i + 2 * h;
-        if (more && rows[h].exists) store_global(waiting(rows[h], batch, i), FourSums{pair[0], pair[1], pair[4], pair[5]});
+        if (more && rows[h].exists)
+          store_global(waiting(rows[h], batch, i), FourSums{pair[0], pair[1], pair[4], pair[5]});
       }
       const int64_t row = rows[h].exists ? row_index(p, batch, rows[h]) : 0;
       if (!more) write_row(dq, h, p.scale, static_cast<Element*>(p.dq) + row * p.dim, p.dim, rows[h].exists);

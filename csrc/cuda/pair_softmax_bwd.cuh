@@ -99,7 +99,8 @@ struct SoftmaxBwd {
   };
   FF_DEVICE Columns columns(int stage, int j) const {
     const int col = who.col(j);
-    return {load_two<float>(shared.value(stage, 0, col)), column(stage, kOffset, col), column(stage, kCoefficient, col)};
+    return {load_two<float>(shared.value(stage, 0, col)), column(stage, kOffset, col),
+            column(stage, kCoefficient, col)};
   }
 
   // Products become G. dscale: of the two rows, without inverse_i. Two steps at a time, and what the next two need under
