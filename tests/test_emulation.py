@@ -82,6 +82,7 @@ def _forward(name: str, old: str, new: str = "", file: str = "attention_fwd.cuh"
 
 
 _KEYS_FULL = "mbarrier_wait(shared.keys_full(keys.stage), keys.parity);"
+_VALUES_FULL = "mbarrier_wait(shared.values_full(values.stage), values.parity);"
 _WAIT = "      wgmma_wait<0>();\n"
 _FREE_VALUES = "      release(shared.values_empty(values.stage));\n"
 _FREE_QUERIES = "    release(shared.queries_empty(queries.stage));\n"
@@ -96,8 +97,8 @@ MUTATIONS = [
     _forward("no_bytes_expected", "mbarrier_arrive_expect(full, C::kKeyBytes)", "mbarrier_arrive(full)"),
     _forward("queries_not_awaited", "mbarrier_wait(shared.queries_full(queries.stage), queries.parity);", ";"),
     _forward("keys_not_awaited", _KEYS_FULL),
-    _forward("values_not_awaited", "      mbarrier_wait(shared.values_full(values.stage), values.parity);\n"),
-    _forward("last_values_not_awaited", "\n    mbarrier_wait(shared.values_full(values.stage), values.parity);\n", "\n"),
+    _forward("values_not_awaited", f"      {_VALUES_FULL}\n"),
+    _forward("last_values_not_awaited", f"\n    {_VALUES_FULL}\n", "\n"),
     _forward("copies_not_awaited", "    copy_async_wait();\n"),
     _forward("no_proxy_fence", "    fence_async_proxy();\n"),
     _forward("pieces_misplaced", "piece % 8 * 16;", "(piece + 1) % 8 * 16;"),

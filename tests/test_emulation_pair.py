@@ -173,7 +173,7 @@ MUTATIONS = [
     _sweep("no_turn", f"      turn(x);\n{_LOOKED}", _LOOKED, "pair_lse.cuh"),
     _sweep("stale_columns", "row == tiles.row_begin || tiles.position", "row == 0 && tiles.position", "pair_tiles.cuh"),
     _sweep("place_not_told", "if (lane == 0) {", "if (false) {"),
-    _sweep("not_turned", "last - (tiles.turn(row) % tiles.length(row) << tiles.segment_bits);", "last;", "pair_tiles.cuh"),
+    _sweep("not_turned", "last - (tiles.turn(row) % tiles.length(row) <<", "last - (0 <<", "pair_tiles.cuh"),
     _sweep("parts_met", "row * segments() + block;", "row * segments();", "pair_tiles.cuh"),
     _sweep("one_part", "block != last", "last < 0", "pair_statistics.cuh"),
     _own("forward", "pair_lse.cu", "pair_lse.cuh", "hide_own(stage, x);", ";"),
