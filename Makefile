@@ -7,7 +7,7 @@ DEVICE ?= auto
 BIN := .venv/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: setup build test gate gate-triton gpu gpu-test gpu-tune gpu-bench demo lint bench bench-compare format clean
+.PHONY: setup build test test-isa gate gate-triton gpu gpu-test gpu-tune gpu-bench demo lint bench bench-compare format clean
 .DELETE_ON_ERROR:
 
 setup: .venv/installed
@@ -27,6 +27,10 @@ build: .venv/built
 
 test: build
 	$(BIN)/python -m pytest -n 2 -p no:benchmark --durations=15
+
+# AVX-512 and AMX on a machine without them, in plain C++.
+test-isa: build
+	PYTHONPATH=tests $(BIN)/python -m pytest -n 2 -p no:benchmark -p emulated_isa -k "avx512 or amx"
 
 gate: setup
 	$(BIN)/python -m bench.gate --write

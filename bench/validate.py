@@ -61,7 +61,8 @@ def document() -> str:
             "",
         ]
     lines += [
-        "The C++ CPU kernels are validated on every machine that runs `make test`, on each instruction set it has.",
+        "The C++ CPU kernels are validated on every machine that runs `make test`, on each instruction set it has;",
+        "`make test-isa` runs the others in plain C++ ([building.md](building.md)).",
         "",
     ]
     return "\n".join(lines)

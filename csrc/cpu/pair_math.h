@@ -47,7 +47,9 @@ FF_INLINE vf reciprocal(vf x) {
 // x as it is stored: keeps the compiler from fusing the product that x is into a later addition, which would make x
 // another number in each place that uses it.
 FF_INLINE vf rounded(vf x) {
-#if defined(__AVX512F__)
+#if defined(FASTFUSE_EMULATED_LEVEL)
+  __asm__("" : "+m"(x));  // wider than a register
+#elif defined(__AVX512F__)
   __asm__("" : "+v"(x));
 #elif defined(__x86_64__)
   __asm__("" : "+x"(x));

@@ -27,7 +27,9 @@ bool request_tile_state() {
 }
 
 bool machine_runs(Isa isa) {
-#if defined(__x86_64__)
+#if defined(FASTFUSE_EMULATED_ISA)
+  return true;
+#elif defined(__x86_64__)
   switch (isa) {
     case Isa::kPortable:
       return true;
