@@ -27,9 +27,10 @@ bool request_tile_state() {
 }
 
 bool machine_runs(Isa isa) {
+#if defined(__x86_64__)
 #if defined(FASTFUSE_EMULATED_ISA)
-  return true;
-#elif defined(__x86_64__)
+  if (isa > Isa::kAvx2) return machine_runs(Isa::kAvx2);  // emulation/x86.h
+#endif
   switch (isa) {
     case Isa::kPortable:
       return true;
