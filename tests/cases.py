@@ -212,6 +212,7 @@ ATTENTION_CASES = [
     AttentionCase("dropout", Sq=70, Sk=130, dropout_p=0.3, map="mean"),
     AttentionCase("dropout_gqa", H=4, Hk=2, Sq=3, Sk=70, dropout_p=0.1, gate="head", bias="1 1 Sq Sk"),
     AttentionCase("large_logits", Sq=40, Sk=200, spread=4.0, map="full"),
+    AttentionCase("large_logits_few", Sq=2, Sk=390, D=96, spread=4.0, map="full"),
     AttentionCase("huge_logits", scale=100.0),
     AttentionCase(
         "everything", B=2, H=6, Hk=3, Sq=75, Sk=140, D=40, Dv=24, span=_random_span, bias="1 H Sq Sk", sink=True,

@@ -143,12 +143,12 @@ def test_empty_sizes_are_legal(B: int, Sq: int, Sk: int, platform: Platform) -> 
 
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=name)
-@pytest.mark.parametrize("Sq", [1, 9])
-def test_nan_stays_in_its_row(Sq: int, platform: Platform) -> None:
+@pytest.mark.parametrize(("Sq", "softcap"), [(1, 0.0), (9, 0.0), (1, 5.0), (9, 5.0)])
+def test_nan_stays_in_its_row(Sq: int, softcap: float, platform: Platform) -> None:
     q, k, v = (torch.randn(1, 2, s, 16, device=platform.device, dtype=platform.dtype) for s in (Sq, 40, 40))
     q[0, 1, Sq - 1, 3] = float("nan")
     with platform.active():
-        out = ff.cross_attention(q, k, v, backend=platform.backend)
+        out = ff.cross_attention(q, k, v, softcap=softcap, backend=platform.backend)
     assert isinstance(out, Tensor)
     expected = torch.zeros(1, 2, Sq, dtype=torch.bool, device=platform.device)
     expected[0, 1, Sq - 1] = True

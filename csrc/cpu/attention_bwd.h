@@ -19,6 +19,7 @@
 #include "cpu/attention_bwd_dq.h"
 #include "cpu/attention_bwd_keys.h"
 #include "cpu/attention_bwd_tile.h"
+#include "cpu/attention_decode.h"
 #include "cpu/attention_kept.h"
 #include "cpu/buffer.h"
 
@@ -34,6 +35,7 @@ struct BackwardTask {
   const AttentionBackward& p;
   const BackwardPlan& plan;
   const int64_t stack_rows;
+  const bool streamed;  // the forward's scores
   const KeptWeights<Engine> kept;
   int64_t part;
   int64_t next_pair;  // that is worked on after this one
@@ -44,6 +46,7 @@ struct BackwardTask {
   SharedBias shared;
   Packed *p_scratch, *ds_scratch;
   Packed *q_lanes, *q_natural, *dout_lanes, *dout_natural;
+  float* q_streamed;  // [kDecodeRows][q_ld]
   T *q_rows, *dout_rows;
   Feed feed;
   float* delta;  // [stack rows]
@@ -53,7 +56,12 @@ struct BackwardTask {
   KeyOperand *k_rows, *v_rows, *k_sums;  // of each tile of keys of the block
 
   BackwardTask(const AttentionBackward& problem, const BackwardPlan& the_plan)
-      : p(problem), plan(the_plan), stack_rows(Stack(problem).rows), kept(problem, problem.kept), tile(problem) {
+      : p(problem),
+        plan(the_plan),
+        stack_rows(Stack(problem).rows),
+        streamed(streams_keys<Engine>(problem)),
+        kept(problem, problem.kept),
+        tile(problem) {
     with_arena([&](Arena& arena) {
       const int64_t key_tiles = plan.block / plan.tile;
       t = arena.take<QueryTile>(1);
@@ -63,6 +71,7 @@ struct BackwardTask {
       ds_scratch = take_weights<Engine>(arena);
       q_lanes = arena.take<Packed>(Engine::lanes_size(p.dim));
       q_natural = arena.take<Packed>(Engine::natural_size(p.dim));
+      q_streamed = streamed ? arena.take<float>(kDecodeRows * q_ld()) : nullptr;
       dout_lanes = arena.take<Packed>(Engine::lanes_size(p.dim_v));
       dout_natural = arena.take<Packed>(Engine::natural_size(p.dim_v));
       q_rows = arena.take<T>(kTileQ * p.dim);
@@ -97,6 +106,9 @@ struct BackwardTask {
       shared.write_tile(p, *t, i, begin, end);
     }
   }
+
+  int64_t q_ld() const { return round_up(p.dim, kLanes); }
+  bool multiplies_keys() const { return !p.kept && !streamed; }  // for the scores, with q_lanes
 
   void place_tile(int64_t batch, int64_t kv_head, int64_t i) {
     const int64_t row = i * kTileQ;
@@ -183,8 +195,10 @@ struct BackwardTask {
       const int64_t n = min_of(plan.tile, end - key), available = p.seq_k - key;
       const T *k = row_of<T>(p.k, batch, kv_head, key), *v = row_of<T>(p.v, batch, kv_head, key);
       touched[i] = false;
-      k_rows[i] =
-          Engine::rows_operand(k, p.k.stride[2], n, available, p.dim, k_scratch + i * Engine::key_scratch(p.dim));
+      if (multiplies_keys()) {
+        k_rows[i] =
+            Engine::rows_operand(k, p.k.stride[2], n, available, p.dim, k_scratch + i * Engine::key_scratch(p.dim));
+      }
       v_rows[i] =
           Engine::rows_operand(v, p.v.stride[2], n, available, p.dim_v, v_scratch + i * Engine::key_scratch(p.dim_v));
       k_sums[i] = Engine::sum_operand(k, p.k.stride[2], n, p.dim, kt_scratch + i * Engine::sum_scratch(p.dim));
@@ -193,7 +207,8 @@ struct BackwardTask {
 
   void load_queries() {
     const TileRows<T> q = tile_rows<T>(p.q, p.dim, *t, q_rows), dout = tile_rows<T>(p.dout, p.dim_v, *t, dout_rows);
-    if (!p.kept) Engine::pack_lanes(q.data, q.stride, t->rows, p.dim, q_lanes, t->lanes);
+    if (multiplies_keys()) Engine::pack_lanes(q.data, q.stride, t->rows, p.dim, q_lanes, t->lanes);
+    if (streamed) pack_rows(q.data, q.stride, t->rows, p.dim, q_streamed, q_ld());
     Engine::pack_lanes(dout.data, dout.stride, t->rows, p.dim_v, dout_lanes, t->lanes);
     if (p.dk) Engine::pack_natural(q.data, q.stride, t->rows, p.dim, q_natural);
     if (p.dv) Engine::pack_natural(dout.data, dout.stride, t->rows, p.dim_v, dout_natural);
@@ -272,8 +287,13 @@ struct BackwardTask {
     }
     feed_next(i, key, last, begin, dk_block, dv_block);
     if (!p.kept) {
-      Engine::scores_product(n, width, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores,
-                             tile.rest, Fed(feed));
+      if (streamed) {
+        const T* k = row_of<T>(p.k, t->batch, t->row / stack_rows % p.kv_heads, keys.begin);
+        decode_tile(q_streamed, q_ld(), *t, k, p.k.stride[2], n, p.dim, tile.scores);
+      } else {
+        Engine::scores_product(n, width, p.dim, Engine::skip_rows(k_rows[index], skipped), q_lanes, tile.scores,
+                               tile.rest, Fed(feed));
+      }
       finish_scores(p, tile.units, *t, keys, tile.scores, tile.rest, tile.slope, bias);
     }
     Engine::scores_product(n, width, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,

@@ -4,6 +4,9 @@
 //
 //     x_j = q . k_j          lanes along a key's row; the partial sums of kLanes keys are added across lanes in one tree
 //     O  += sum_j p_j v_j    columns of O in registers
+//
+// Backward and maps of such problems take their scores from here too: products of tiles would round otherwise, and with
+// large logits P = exp(s - lse) would not sum to 1.
 #pragma once
 
 #include "cpu/arena.h"
@@ -14,6 +17,12 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 constexpr int kDecodeRows = 4;   // more queries are better off on lanes
 constexpr int kDecodeKeys = 64;  // keys of one softmax step
 constexpr int64_t kAhead = 64;
+
+// Whether a problem takes this path.
+template <class Engine>
+bool streams_keys(const AttentionProblem& p) {
+  return Stack(p).rows <= kDecodeRows && !p.bias && p.dropout_p == 0 && p.seq_k > 1 && !keeps_rest<Engine>(p);
+}
 
 template <class T>
 FF_INLINE vf load_columns(const T* p, int64_t columns) {
@@ -91,6 +100,21 @@ void decode_scores(const float* q, int64_t ld, int rows, const T* k, int64_t str
   }
 }
 
+// The same scores as a tile[n][lanes] of at most kTileQ lanes; 0 past the rows.
+template <class T>
+void decode_tile(const float* q, int64_t ld, const QueryTile& t, const T* k, int64_t stride, int64_t n, int64_t dim,
+                 float* tile) {
+  alignas(64) float x[kDecodeRows * kDecodeKeys];
+  __builtin_memset(tile, 0, n * t.lanes * sizeof(float));
+  for (int64_t begin = 0; begin < n; begin += kDecodeKeys) {
+    const int64_t count = min_of<int64_t>(kDecodeKeys, n - begin);
+    decode_scores(q, ld, t.rows, k + begin * stride, stride, count, dim, x);
+    for (int64_t j = 0; j < count; j++) {
+      for (int r = 0; r < t.rows; r++) tile[(begin + j) * t.lanes + r] = x[r * kDecodeKeys + j];
+    }
+  }
+}
+
 // O[W vectors of columns] = rescale O + sum_j p_j v_j for R rows.
 template <class T, int R, int W>
 FF_INLINE void decode_sum(const float* weights, const T* v, int64_t stride, int64_t n, int64_t columns,
@@ -150,7 +174,7 @@ void decode_rows(const AttentionProblem& p, const ScoreUnits& units, const Query
   for (int64_t key = begin; key < end; key += kDecodeKeys) {
     const int64_t n = min_of<int64_t>(kDecodeKeys, end - key);
     decode_scores(q, q_ld, t.rows, row_of<T>(p.k, t.batch, kv_head, key), p.k.stride[2], n, p.dim, x);
-    if (!units.plain) scale_scores(p, t.rows * kDecodeKeys, x, nullptr, nullptr);
+    if (!units.plain) scale_scores(p, score_factor(p), t.rows * kDecodeKeys, x, nullptr, nullptr);
     for (int r = 0; r < t.rows; r++) {
       float* row = x + r * kDecodeKeys;
       for (int64_t j = n; j < kDecodeKeys; j++) row[j] = -kInf;  // after softcap, which would make it finite

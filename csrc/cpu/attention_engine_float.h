@@ -86,6 +86,7 @@ struct FloatEngine : RowSum {
   // Weights overwrite the float tile that they were computed from, unless they are wanted elsewhere.
   template <bool kByKeys, bool kByLanes>
   struct Weights {
+    static constexpr int kRows = 1;
     float* tile;  // [n][lanes]
     int64_t lanes;
     float* by_keys() const { return tile; }   // left operand of sum_product

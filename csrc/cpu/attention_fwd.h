@@ -32,12 +32,6 @@ struct ForwardPlan {
   float* partial_lse;  // [splits][2, B, H, Sq] or null
 };
 
-// Whether few queries take the path of attention_decode.h.
-template <class Engine>
-bool streams_keys(const AttentionProblem& p) {
-  return Stack(p).rows <= kDecodeRows && !p.bias && p.dropout_p == 0 && p.seq_k > 1 && !keeps_rest<Engine>(p);
-}
-
 // Bytes for what the forward leaves to the backward, attention_kept.h; 0: nothing.
 template <class Engine>
 int64_t kept_bytes(const AttentionProblem& p) {

@@ -5,16 +5,13 @@
 #pragma once
 
 #include "cpu/arena.h"
-#include "cpu/attention_scores.h"
+#include "cpu/attention_decode.h"
 
 namespace fastfuse::cpu::FASTFUSE_ISA {
 
-// tile[n][lanes] = p of one query tile; lanes past its rows are 0.
-template <class Engine>
-void probabilities(const AttentionMap& p, const ScoreUnits& units, const QueryTile& t, KeyRange keys,
-                   Operand<typename Engine::Packed> k, const typename Engine::Packed* queries, float* tile,
-                   float* rest) {
-  Engine::scores_product(keys.size(), t.lanes, p.dim, k, queries, tile, rest);
+// From products to p of one query tile, in place on tile[n][lanes]; lanes past its rows are 0.
+inline void find_probabilities(const AttentionMap& p, const ScoreUnits& units, const QueryTile& t, KeyRange keys,
+                               float* tile, float* rest) {
   finish_scores(p, units, t, keys, tile, rest);
   for (int lane = 0; lane < t.lanes; lane += kLanes) {
     alignas(64) float high[kLanes], low[kLanes];
@@ -41,9 +38,10 @@ void map_task(const AttentionMap& p, int64_t index) {
   const int64_t first_head = full ? index % p.heads : 0, last_head = full ? first_head + 1 : p.heads;
   const float share = full ? 1.0f : 1.0f / float(p.heads);
   const ScoreUnits units(p);
+  const int64_t q_ld = round_up(p.dim, kLanes);
 
   QueryTile* t;
-  float *tile, *rest, *total;
+  float *tile, *rest, *total, *streamed;
   Packed *key_scratch, *queries;
   T* row_scratch;
   with_arena([&](Arena& arena) {
@@ -51,6 +49,7 @@ void map_task(const AttentionMap& p, int64_t index) {
     tile = arena.take<float>(Engine::kTileK * kTileQ);
     rest = keeps_rest<Engine>(p) ? arena.take<float>(Engine::kTileK * kTileQ) : nullptr;
     total = arena.take<float>(Engine::kTileK * kTileQ);
+    streamed = streams_keys<Engine>(p) ? arena.take<float>(kDecodeRows * q_ld) : nullptr;
     key_scratch = arena.take<Packed>(Engine::key_scratch(p.dim));
     queries = arena.take<Packed>(Engine::lanes_size(p.dim));
     row_scratch = arena.take<T>(kTileQ * p.dim);
@@ -68,8 +67,16 @@ void map_task(const AttentionMap& p, int64_t index) {
       const KeyRange keys = visible_keys(*t, key, key + n_tile);
       if (keys.size() <= 0) continue;
       const TileRows<T> q = tile_rows<T>(p.q, p.dim, *t, row_scratch);
-      Engine::pack_lanes(q.data, q.stride, t->rows, p.dim, queries, t->lanes);
-      probabilities<Engine>(p, units, *t, keys, Engine::skip_rows(k, keys.begin - key), queries, tile, rest);
+      if (streamed) {
+        pack_rows(q.data, q.stride, t->rows, p.dim, streamed, q_ld);
+        decode_tile(streamed, q_ld, *t, row_of<T>(p.k, batch, kv_head, keys.begin), p.k.stride[2], keys.size(), p.dim,
+                    tile);
+      } else {
+        Engine::pack_lanes(q.data, q.stride, t->rows, p.dim, queries, t->lanes);
+        Engine::scores_product(keys.size(), t->lanes, p.dim, Engine::skip_rows(k, keys.begin - key), queries, tile,
+                               rest);
+      }
+      find_probabilities(p, units, *t, keys, tile, rest);
       float* to = total + (keys.begin - key) * t->lanes;
       if (by_keys) {  // total[n][kLanes]
         for (int64_t j = 0; j < keys.size(); j++) {

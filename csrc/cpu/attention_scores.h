@@ -27,9 +27,9 @@ bool keeps_rest(const AttentionProblem& p) {
   return sizeof(typename Engine::Element) == 4 && p.batch * p.heads * p.seq_q * p.seq_k * p.dim <= kSmall;
 }
 
-// slope[n][lanes], or null: ds / d(scale q k^T), needed by the backward of softcap only.
-inline void apply_softcap(float scale, float softcap, int64_t count, float* tile, float* slope) {
-  const vf inner = splat(scale / softcap), outer = splat(softcap);
+// tile = unit tanh(scale / softcap tile). slope[n][lanes], or null: ds / d(scale q k^T), needed by the backward only.
+inline void apply_softcap(float scale, float softcap, float unit, int64_t count, float* tile, float* slope) {
+  const vf inner = splat(scale / softcap), outer = splat(unit);
   for (int64_t i = 0; i < count; i += kLanes) {
     const vf u = tanh(load(tile + i) * inner);
     store(tile + i, u * outer);
@@ -48,15 +48,18 @@ inline void hide_keys(const QueryTile& t, int64_t begin, int64_t n, float* tile)
   }
 }
 
-// tile = scale tile, or softcap of that, whose rest is dropped; rest may be null
-inline void scale_scores(const AttentionProblem& p, int64_t count, float* tile, float* rest, float* slope) {
+// The factor of a product, or with softcap of its tanh.
+inline float score_factor(const AttentionProblem& p) { return p.softcap != 0 ? p.softcap : p.scale; }
+
+// From products to scores, but for what is left of score_factor over `unit`; softcap drops the rest, which may be null.
+inline void scale_scores(const AttentionProblem& p, float unit, int64_t count, float* tile, float* rest, float* slope) {
   if (p.softcap != 0) {
-    apply_softcap(p.scale, p.softcap, count, tile, slope);
+    apply_softcap(p.scale, p.softcap, unit, count, tile, slope);
     if (rest) __builtin_memset(rest, 0, count * sizeof(float));
     return;
   }
-  const vf scale = splat(p.scale);
-  for (int64_t i = 0; i < count; i += kLanes) {
+  const vf scale = splat(unit);
+  for (int64_t i = 0; unit != 1 && i < count; i += kLanes) {
     const vf x = load(tile + i), s = x * scale;
     store(tile + i, s);
     if (rest) store(rest + i, fma(load(rest + i), scale, fma_exact(x, scale, -s)));
@@ -68,9 +71,9 @@ inline void finish_scores(const AttentionProblem& p, const ScoreUnits& units, co
                           float* tile, float* rest, float* slope = nullptr, const float* bias = nullptr) {
   const int64_t n = keys.size(), count = n * t.lanes;
   if (!units.plain) {
-    const bool scaled_later = p.bias && p.softcap == 0 && !rest;
-    const float factor = scaled_later ? p.scale : 1.0f;
-    if (!scaled_later) scale_scores(p, count, tile, rest, slope);
+    const bool with_bias = p.bias && !rest;  // multiplied in one step, with one rounding
+    const float factor = with_bias ? score_factor(p) : 1.0f;
+    scale_scores(p, with_bias ? 1.0f : score_factor(p), count, tile, rest, slope);
     if (bias) {
       for (int64_t i = 0; i < count; i += kLanes) {
         add_to(tile + i, rest ? rest + i : nullptr, splat(factor), load(bias + i));
@@ -82,11 +85,6 @@ inline void finish_scores(const AttentionProblem& p, const ScoreUnits& units, co
   if (keys.begin < t.all_begin || keys.end > t.all_end) hide_keys(t, keys.begin, n, tile);
 }
 
-template <bool kShort, class V>
-FF_INLINE V exp2_as(V x) {
-  return kShort ? exp2_short(x) : exp2(x);
-}
-
 // exp(unit (x + rest) - lse) where lse = high + low; high = +inf gives 0. With a rest, what the sums and the change of
 // base leave out is made up for, so that little more than the rounding of exp2 remains. rest may be null.
 template <bool kShort>
@@ -94,11 +92,11 @@ FF_INLINE vf probability(const float* x, const float* rest, const ScoreUnits& un
   constexpr float kLog2eLow = 1.92596303e-8f;  // log2(e) - kLog2e
   const vf unit = splat(units.unit), log2e = splat(kLog2e);
   const vf near = fma_exact(load(x), unit, -high);
-  if (!rest) return exp2_as<kShort>((near - low) * log2e);
+  if (!rest) return exp2<kShort>((near - low) * log2e);
   const vf finite = max(near, splat(-1e30f)), far = fma(load(rest), unit, -low);
   const vf s = finite + far, left = far - (s - finite), y = s * log2e;
   const vf slip = fma_exact(s, log2e, -y) + fma(s, splat(kLog2eLow), left * log2e);
-  const vf p = exp2_as<kShort>(y);
+  const vf p = exp2<kShort>(y);
   return fma(p, slip * splat(kLn2), p);
 }
 

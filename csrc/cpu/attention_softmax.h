@@ -28,7 +28,7 @@ struct alignas(64) SoftmaxState {
 // state.rescale.
 template <class Engine, class V, int W, bool kBare, class Weights>
 bool softmax_columns(const float* x, const float* rest, int64_t n, int64_t lanes, int lane, const ScoreUnits& units,
-                     SoftmaxState& state, const int32_t* keep, const Weights& weights) {
+                     SoftmaxState& state, const int32_t* keep, Weights weights) {
   constexpr int kEach = sizeof(V) / sizeof(float);
   using Ints = decltype(V{} == V{});
   const V c = splat_as<V>(units.c), none = splat_as<V>(-kInf);
@@ -65,24 +65,34 @@ bool softmax_columns(const float* x, const float* rest, int64_t n, int64_t lanes
       store(l, load_as<V>(l) * factor);
     }
   }
-  const auto weight = [&](int64_t row, int w) FF_LAMBDA {
-    const int64_t at = row * lanes + w * kEach;
-    V s = load_as<V>(x + at) - offset[w];
-    if (!kBare && rest) s += load_as<V>(rest + at);
-    const V p = exp2_as<Engine::kShortExp>(s * c);
-    sum[w] += p;
-    return !kBare && keep ? (V)((Ints)p & (Ints)load_as<V>((const float*)keep + at)) : p;
-  };
-  int64_t j = 0;
-  for (; j + 1 < n; j += 2) {
+  const auto weigh = [&](int64_t row, auto rows) FF_LAMBDA {
+    constexpr int N = decltype(rows)::value * W;
+    const auto at = [&](int i) FF_LAMBDA { return (row + i / W) * lanes + i % W * kEach; };
+    const auto logits = in_step<N>([&](int i) FF_LAMBDA {
+      V s = load_as<V>(x + at(i)) - offset[i % W];
+      if (!kBare && rest) s += load_as<V>(rest + at(i));
+      return s * c;
+    });
+    auto p = exp2<Engine::kShortExp>(logits);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) sum[i % W] += p.at[i];
+    if (!kBare && keep) {
+      p = in_step<N>([&](int i)
+                         FF_LAMBDA { return (V)((Ints)p.at[i] & (Ints)load_as<V>((const float*)keep + at(i))); });
+    }
 #pragma GCC unroll 4
     for (int w = 0; w < W; w++) {
-      const V p = weight(j, w);
-      weights.put(j, lane + w * kEach, p, weight(j + 1, w));
+      if constexpr (N == W) {
+        weights.put(row, lane + w * kEach, p.at[w]);
+      } else {
+        weights.put(row, lane + w * kEach, p.at[w], p.at[W + w]);
+      }
     }
-  }
-#pragma GCC unroll 4
-  for (int w = 0; w < W && j < n; w++) weights.put(j, lane + w * kEach, weight(j, w));
+  };
+  constexpr int kRows = Weights::kRows;
+  int64_t j = 0;
+  for (; j + kRows <= n; j += kRows) weigh(j, Constant<kRows>{});
+  for (; j < n; j++) weigh(j, Constant<1>{});
 #pragma GCC unroll 4
   for (int w = 0; w < W; w++) {
     float* l = state.sum + lane + w * kEach;
@@ -106,8 +116,9 @@ bool softmax_tile(const float* x, const float* rest, int64_t n, int64_t width, c
                                                                                  state, kept, weights);
     };
     const int64_t left = (width - lane) / kLanes;
-    vectors = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    vectors = int(max_of<int64_t>(min_of<int64_t>(left, 4), 1));
     const bool here = vectors == 4   ? columns(vf{}, Constant<4>{})
+                      : vectors == 3 ? columns(vf{}, Constant<3>{})
                       : vectors == 2 ? columns(vf{}, Constant<2>{})
                       : left == 1    ? columns(vf{}, Constant<1>{})
                                      : columns(vf_half{}, Constant<1>{});

@@ -13,6 +13,7 @@ FF_INLINE int64_t weights_ld(int64_t lanes) { return round_up(lanes, max_of(kPai
 
 template <bool kByKeys, bool kByLanes>
 struct PairWeights {
+  static constexpr int kRows = 2;
   bf16* pairs;  // [n / 2][lanes][2], n padded with zeros to kPairDepth; where kByKeys
   bf16* rows;   // [n][weights_ld(lanes)], n padded with zeros to kPairRows; where kByLanes
   int64_t lanes;

@@ -59,6 +59,10 @@ template <class T>
 void pack_rows(const T* src, int64_t stride, int64_t rows, int64_t cols, float* dst, int64_t ld) {
   for (int64_t r = 0; r < rows; r++, src += stride, dst += ld) {
     int64_t c = 0;
+    for (; c + 4 * kLanes <= cols; c += 4 * kLanes) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) store(dst + c + i * kLanes, load_as_float(src + c + i * kLanes));
+    }
     for (; c + kLanes <= cols; c += kLanes) store(dst + c, load_as_float(src + c));
     for (; c < ld; c += kLanes) store(dst + c, c < cols ? load_as_float(src + c, int(cols - c)) : vf{});
   }

@@ -7,23 +7,13 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 
 // exp(x) for x <= 88, relative error 1e-7 and exactly 1 at 0, on which the cancellation of softmax - target rests.
 FF_INLINE vf exp_exact(vf x) {
-  x = x * splat(kLog2e);
+  const vf y = x * splat(kLog2e);
 #if defined(__AVX512F__)
-  const vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const vf f = (vf)_mm512_reduce_ps((__m512)y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const vf p = polynomial(kExp2Near, Several<vf, 1>{{f}}).at[0];
+  return scale_by_floor(fma(p, f, splat(1.0f)), y - f);
 #else
-  const vf clamped = at_least(kLeast, x), whole = floor(clamped + splat(0.5f)), f = clamped - whole;
-#endif
-  vf p = splat(1.535336117e-4f);
-  p = fma(p, f, splat(1.339887466e-3f));
-  p = fma(p, f, splat(9.618437363e-3f));
-  p = fma(p, f, splat(5.550332470e-2f));
-  p = fma(p, f, splat(2.402264791e-1f));
-  p = fma(p, f, splat(6.931472029e-1f));
-  p = fma(p, f, splat(1.0f));
-#if defined(__AVX512F__)
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)(x - f));
-#else
-  return scale_by(p, whole);
+  return exp2(y);
 #endif
 }
 

@@ -81,6 +81,21 @@ FF_INLINE constexpr T max_of(T a, T b) {
 FF_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 FF_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// N values; a step of a computation runs through all of them in turn, so that the latency of one is hidden by the others
+// without a long look ahead.
+template <class V, int N>
+struct Several {
+  V at[N];
+};
+// body(0), ..., body(N - 1)
+template <int N, class Body>
+FF_INLINE auto in_step(const Body& body) {
+  Several<decltype(body(0)), N> s;
+#pragma GCC unroll 8
+  for (int i = 0; i < N; i++) s.at[i] = body(i);
+  return s;
+}
+
 template <class V>
 FF_INLINE V splat_as(float x) {
   return x - V{};
