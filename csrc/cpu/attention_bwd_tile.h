@@ -25,7 +25,7 @@ struct GradientTile {
   alignas(64) float lse_high[kTileQ], lse_low[kTileQ], lane_dlse[kTileQ], lane_sink[kTileQ], gate[kTileQ],
       dgate[kTileQ];
   alignas(64) float center[kTileQ], offset[kTileQ];
-  Kept kept;
+  Kept kept{};
   alignas(64) float kept_factor[kTileQ];  // P = kept kept_factor
 
   explicit GradientTile(const AttentionBackward& problem) : p(problem), units(problem) {}
@@ -100,20 +100,30 @@ struct GradientTile {
     if (p.dbias && !bias_sums) add_bias_gradient(t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
   }
 
-  // dP of one vector of lanes as it reaches the scores' probabilities: dropped and scaled like them, before the gate.
-  FF_INLINE vf received(int64_t at, vf kept_share) const {
-    const vf g = load(dp + at);
-    return keep ? (vf)((vi)(g * kept_share) & load(keep + at)) : g;
-  }
+  // What a column is made from. A copy of it can stay in registers, where stores to tiles do not reach it.
+  struct Source {
+    const float *scores, *rest, *dp;
+    const int32_t* keep;
+    Kept kept;
+    ScoreUnits units;
 
-  // Of one vector of lanes; high, low: its lse, high being kept_factor where there are kept weights.
-  template <From kFrom>
-  FF_INLINE vf find_probability(int64_t row, int64_t lanes, int lane, vf high, vf low) const {
-    const int64_t at = row * lanes + lane;
-    if constexpr (kFrom == From::kProbabilities) return load(scores + at);
-    if constexpr (kFrom == From::kKept) return kept.get(row, lane) * high;
-    return probability<Engine::kShortExp>(scores + at, rest ? rest + at : nullptr, units, high, low);
-  }
+    // dP of one vector of lanes as it reaches the scores' probabilities: dropped and scaled like them, before the gate.
+    FF_INLINE vf received(int64_t at, vf kept_share) const {
+      const vf g = load(dp + at);
+      return keep ? (vf)((vi)(g * kept_share) & load(keep + at)) : g;
+    }
+
+    // Of one vector of lanes; high, low: its lse, high being kept_factor where there are kept weights.
+    template <From kFrom>
+    FF_INLINE vf find_probability(int64_t row, int64_t lanes, int lane, vf high, vf low) const {
+      const int64_t at = row * lanes + lane;
+      if constexpr (kFrom == From::kProbabilities) return load(scores + at);
+      if constexpr (kFrom == From::kKept) return kept.get(row, lane) * high;
+      return probability<Engine::kShortExp>(scores + at, rest ? rest + at : nullptr, units, high, low);
+    }
+  };
+  Source source() const { return {scores, rest, dp, keep, kept, units}; }
+
   template <From kFrom>
   FF_INLINE vf high_of(int lane) const {
     return load((kFrom == From::kKept ? kept_factor : lse_high) + lane);
@@ -124,18 +134,19 @@ struct GradientTile {
   // the second tiny where one key has nearly all probability, and its error too; left out where p is short of float32.
   template <From kFrom>
   void find_probabilities(int64_t n, int64_t lanes, int lane) {
+    const Source from = source();
     const vf high = high_of<kFrom>(lane), low = load(lse_low + lane), kept_share = splat(1 / (1 - p.dropout_p));
     vf sum{}, correction{};
     for (int64_t j = 0; j < n; j++) {
       const int64_t at = j * lanes + lane;
-      const vf prob = find_probability<kFrom>(j, lanes, lane, high, low);
+      const vf prob = from.template find_probability<kFrom>(j, lanes, lane, high, low);
       store(scores + at, prob);
-      sum = fma(prob, received(at, kept_share), sum);
+      sum = fma(prob, from.received(at, kept_share), sum);
     }
     if constexpr (!Engine::kShortExp) {
       for (int64_t j = 0; j < n; j++) {
         const int64_t at = j * lanes + lane;
-        correction = fma(load(scores + at), received(at, kept_share) - sum, correction);
+        correction = fma(load(scores + at), from.received(at, kept_share) - sum, correction);
       }
       correction -= load(lane_sink + lane) * sum;
     }
@@ -147,28 +158,28 @@ struct GradientTile {
   // One vector of lanes: from products to the weights P and dS. kBare: no dropout, gate and softcap; kSums: bias_sums is
   // not null, left open where not kBare.
   template <From kFrom, bool kBare, bool kSums>
-  void gradient_column(int64_t n, int64_t lanes, int lane, const PWeights& p_weights, const DsWeights& ds_weights,
-                       float* bias_sums) {
+  void gradient_column(int64_t n, int64_t lanes, int lane, PWeights p_weights, DsWeights ds_weights, float* bias_sums) {
+    const Source from = source();
     const vf high = high_of<kFrom>(lane), low = load(lse_low + lane), middle = load(center + lane),
-             from = load(offset + lane);
+             below = load(offset + lane);
     const vf open = p.gate ? load(gate + lane) : splat(1.0f), kept_share = splat(1 / (1 - p.dropout_p));
     vf gate_sum = load(dgate + lane);
     const auto gradient = [&](int64_t row, vf& weight) FF_LAMBDA {
       const int64_t at = row * lanes + lane;
-      const vf prob = find_probability<kFrom>(row, lanes, lane, high, low);
+      const vf prob = from.template find_probability<kFrom>(row, lanes, lane, high, low);
       if constexpr (kBare) {
         weight = prob;
-        const vf ds = prob * (load(dp + at) - middle - from);
+        const vf ds = prob * (load(from.dp + at) - middle - below);
         if constexpr (kSums) store(bias_sums + at, load(bias_sums + at) + ds);
         return ds;
       }
-      const vf g = received(at, kept_share);
-      weight = keep ? (vf)((vi)(prob * kept_share) & load(keep + at)) : prob;
+      const vf g = from.received(at, kept_share);
+      weight = from.keep ? (vf)((vi)(prob * kept_share) & load(from.keep + at)) : prob;
       if (p.gate) {
         gate_sum = fma(prob, g, gate_sum);
         weight *= open;
       }
-      const vf ds = prob * fma(g - middle, open, -from);
+      const vf ds = prob * fma(g - middle, open, -below);
       if (bias_sums) store(bias_sums + at, load(bias_sums + at) + ds);
       return slope ? ds * load(slope + at) : ds;
     };
