@@ -155,11 +155,15 @@ FF_INLINE float reduce_max(vf v) {
   for (int i = 1; i < kLanes; i++) top = max_of(top, (float)v[i]);
   return top;
 }
+#if defined(__AVX2__)
+FF_INLINE vf load(const float* p, int n) { return (vf)_mm256_maskload_ps(p, (__m256i)(lane_index() < splat(n))); }
+#else
 FF_INLINE vf load(const float* p, int n) {
   vf v{};
   __builtin_memcpy(&v, p, n * sizeof(float));
   return v;
 }
+#endif
 FF_INLINE void store(float* p, vf v, int n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
 #endif
 
