@@ -35,7 +35,7 @@ struct BackwardTask {
   const AttentionBackward& p;
   const BackwardPlan& plan;
   const int64_t stack_rows;
-  const bool streamed;  // the forward's scores
+  const bool streamed;  // scores come from attention_decode.h, as the forward's do
   const KeptWeights<Engine> kept;
   int64_t part;
   int64_t next_pair;  // that is worked on after this one

@@ -13,8 +13,8 @@
 //   lanes_product     C[n][d] (+)= weights^T x pack_natural     dV += P^T dO     dK += dS^T Q
 //   lanes_result      the same, to what gemm.h calls Rounded, d whole vectors; where kRoundsResults
 //
-// `beside` is what a product asks memory for meanwhile, see ahead.h and feed.h. Weights (P^T or dS^T) of a tile are written row by
-// row, see Weights. Sizes here are in elements of Packed.
+// `beside` is what a product asks memory for meanwhile, see ahead.h and feed.h. Weights (P^T or dS^T) of a tile are written
+// Weights::kRows rows at a time. Sizes here are in elements of Packed.
 #pragma once
 
 #include "cpu/feed.h"
