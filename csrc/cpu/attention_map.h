@@ -59,8 +59,11 @@ void map_task(const AttentionMap& p, int64_t index) {
 
   for (int64_t head = first_head; head < last_head; head++) {
     const int64_t kv_head = head / group;
-    const Operand<Packed> k = Engine::rows_operand(row_of<T>(p.k, batch, kv_head, key), p.k.stride[2], n_tile,
-                                                   p.seq_k - key, p.dim, key_scratch);
+    Operand<Packed> k{};
+    if (!streamed) {
+      k = Engine::rows_operand(row_of<T>(p.k, batch, kv_head, key), p.k.stride[2], n_tile, p.seq_k - key, p.dim,
+                               key_scratch);
+    }
     for (int64_t i = first_tile; i < last_tile; i++) {
       const int64_t query = i * kTileQ, rows = min_of<int64_t>(kTileQ, p.seq_q - query);
       set_tile(p, batch, kv_head, head % group * p.seq_q + query, rows, *t);

@@ -13,40 +13,22 @@ namespace fastfuse::cpu::FASTFUSE_ISA {
 
 #if defined(__AVX512BF16__)
 
-// Two vectors of each of two rows: (row, vector) in order. The steps of a computation run through all four in turn, so
-// that one's latency is hidden by the others without a long look ahead.
-struct Quad {
-  vf at[4];
-};
+// Two vectors of each of two rows: (row, vector) in order, computed in step.
+using Quad = Several<vf, 4>;
 // Where they are in a tile whose first row is row 0.
 FF_INLINE int64_t quad_at(int i, int64_t v) { return i / 2 * kStrip + v + i % 2 * kLanes; }
-
-// Q with Q.at[i] = body(i)
-template <class Body>
-FF_INLINE Quad quad(const Body& body) {
-  Quad q;
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) q.at[i] = body(i);
-  return q;
-}
 
 FF_INLINE vf sum(const Quad& q) { return (q.at[0] + q.at[1]) + (q.at[2] + q.at[3]); }
 
 // Minimax on [-1/2, 1/2]; the exponent is added as an integer, whose bits are the low ones of u + 1.5 2^23.
+constexpr float kExp2Plain[] = {9.570101911e-3f, 5.591786032e-2f, 2.402474483e-1f, 6.931218147e-1f, 9.999992614e-1f};
 FF_INLINE Quad exp2_plain(const Quad& u) {
   const vf magic = splat(0x1.8p23f);
-  const Quad t = quad([&](int i) { return u.at[i] + magic; });
-  const Quad whole = quad([&](int i) { return t.at[i] - magic; });
-  const Quad f = quad([&](int i) { return u.at[i] - whole.at[i]; });
-  const auto step = [&](const Quad& p, float c) {
-    return quad([&](int i) { return fma(p.at[i], f.at[i], splat(c)); });
-  };
-  Quad p = quad([](int) { return splat(9.570101911e-3f); });
-  p = step(p, 5.591786032e-2f);
-  p = step(p, 2.402474483e-1f);
-  p = step(p, 6.931218147e-1f);
-  p = step(p, 9.999992614e-1f);
-  return quad([&](int i) { return (vf)((vi)p.at[i] + ((vi)t.at[i] << 23)); });
+  const Quad t = in_step<4>([&](int i) { return u.at[i] + magic; });
+  const Quad whole = in_step<4>([&](int i) { return t.at[i] - magic; });
+  const Quad f = in_step<4>([&](int i) { return u.at[i] - whole.at[i]; });
+  const Quad p = polynomial(kExp2Plain, f);
+  return in_step<4>([&](int i) { return (vf)((vi)p.at[i] + ((vi)t.at[i] << 23)); });
 }
 
 // dx of a tile, [kBlock][kStrip] each.

@@ -53,34 +53,35 @@ struct SigmoidVisit {
       const float* from = products + r * kStrip;
       for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
         const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
-        const Quad u = quad([&](int i) {
+        const Quad u = in_step<4>([&](int i) {
           return fma(load(from + quad_at(i, v)) * col[i % 2], splat(inverses[r + i / 2] * factor), bias);
         });
         Quad e;
         if constexpr (kBounded) {
           e = exp2_plain(u);
         } else {
-          hinge += sum(quad([&](int i) { return max(u.at[i], vf{}); }));
-          e = exp2_plain(quad([&](int i) { return max(splat(-126.0f), (vf)((vi)u.at[i] | INT32_MIN)); }));  // NaN stays
-          e = quad([&](int i) { return (vf)((vi)e.at[i] | ((vi)u.at[i] & INT32_MIN)); });
+          hinge += sum(in_step<4>([&](int i) { return max(u.at[i], vf{}); }));
+          e = exp2_plain(
+              in_step<4>([&](int i) { return max(splat(-126.0f), (vf)((vi)u.at[i] | INT32_MIN)); }));  // NaN stays
+          e = in_step<4>([&](int i) { return (vf)((vi)e.at[i] | ((vi)u.at[i] & INT32_MIN)); });
         }
         for (int i = 0; i < 4; i++) store(exponentials + quad_at(i, v), e.at[i]);
       }
       vf row_dscale[2] = {};
       for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
         const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
-        const Quad kept = quad([&](int i) { return load(exponentials + quad_at(i, v)); });
-        const Quad e = kBounded ? kept : quad([&](int i) { return absolute(kept.at[i]); });
-        const Quad share = quad([&](int i) { return (vf)_mm512_rcp14_ps((__m512)(splat(1.0f) + e.at[i])); });
+        const Quad kept = in_step<4>([&](int i) { return load(exponentials + quad_at(i, v)); });
+        const Quad e = kBounded ? kept : in_step<4>([&](int i) { return absolute(kept.at[i]); });
+        const Quad share = in_step<4>([&](int i) { return (vf)_mm512_rcp14_ps((__m512)(splat(1.0f) + e.at[i])); });
         for (int i = 0; i < 4; i++) product[i / 2] = fma(product[i / 2], e.at[i], product[i / 2]) + e.at[i];
-        const Quad g = quad([&](int i) {
+        const Quad g = in_step<4>([&](int i) {
           const vf below = e.at[i] * share.at[i];
           return kBounded ? below : select((vi)kept.at[i] < 0, below, share.at[i]);
         });
         dbias += sum(g);
-        const Quad dx = quad([&](int i) { return g.at[i] * col[i % 2]; });
+        const Quad dx = in_step<4>([&](int i) { return g.at[i] * col[i % 2]; });
         for (int i = 0; i < 4; i++) row_dscale[i / 2] = fma(dx.at[i], load(from + quad_at(i, v)), row_dscale[i / 2]);
-        to.put(r, v, quad([&](int i) { return dx.at[i] * splat(inverses[r + i / 2]); }));
+        to.put(r, v, in_step<4>([&](int i) { return dx.at[i] * splat(inverses[r + i / 2]); }));
       }
       for (int h = 0; h < 2; h++) dscale = fma(row_dscale[h], splat(inverses[r + h]), dscale);
       if (lane_bits((vi)(all() > splat(largest)))) {

@@ -84,7 +84,7 @@ struct SoftmaxGradientVisit {
                                kFixed ? 1.0f / kFixedUnit : inverses[r + 1]};  // c over y
       for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
         const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
-        const Quad y = quad([&](int i) {
+        const Quad y = in_step<4>([&](int i) {
           const From* at = from + r * kStrip + quad_at(i, v);
           if constexpr (kFixed) {
             return load_integer(at);
@@ -96,13 +96,13 @@ struct SoftmaxGradientVisit {
           __builtin_prefetch(next + r * kStrip + v);
           __builtin_prefetch(next + (r + 1) * kStrip + v);
         }
-        const Quad e = exp2_plain(quad([&](int i) { return y.at[i] * splat(factor[i / 2] * exponent); }));
-        const Quad g = quad([&](int i) {
+        const Quad e = exp2_plain(in_step<4>([&](int i) { return y.at[i] * splat(factor[i / 2] * exponent); }));
+        const Quad g = in_step<4>([&](int i) {
           const vf weight = splat(shared[r + i / 2]);
           return e.at[i] * (kWithCols ? weight + load(col_shared + v + i % 2 * kLanes) : weight);
         });
         for (int i = 0; i < 4; i++) row_dscale[i / 2] = fma(g.at[i], y.at[i], row_dscale[i / 2]);
-        dx.put(r, v, quad([&](int i) { return g.at[i] * (col[i % 2] * splat(inverses[r + i / 2])); }));
+        dx.put(r, v, in_step<4>([&](int i) { return g.at[i] * (col[i % 2] * splat(inverses[r + i / 2])); }));
       }
       for (int h = 0; h < 2; h++) dscale_lanes = fma(row_dscale[h], splat(factor[h]), dscale_lanes);
     }

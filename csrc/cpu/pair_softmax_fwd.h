@@ -107,8 +107,8 @@ struct SoftmaxVisit {
       vf small[2] = {};
       for (int64_t v = 0; v < kStrip; v += 2 * kLanes) {
         const vf col[2] = {load(col_inverses + v), load(col_inverses + v + kLanes)};
-        const Quad y = quad([&](int i) { return load(tile + r * kStrip + quad_at(i, v)) * col[i % 2]; });
-        const Quad e = exp2_plain(quad([&](int i) { return y.at[i] * splat(inverses[r + i / 2] * factor); }));
+        const Quad y = in_step<4>([&](int i) { return load(tile + r * kStrip + quad_at(i, v)) * col[i % 2]; });
+        const Quad e = exp2_plain(in_step<4>([&](int i) { return y.at[i] * splat(inverses[r + i / 2] * factor); }));
         for (int h = 0; h < 2; h++) {
           if (cosines) {
             store_fixed(cosines + (r + h) * kStrip + v, y.at[2 * h], y.at[2 * h + 1],

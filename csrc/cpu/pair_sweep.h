@@ -88,7 +88,7 @@ FF_INLINE void narrow_tile(float* tile, int64_t rows, int64_t cols, const Gradie
   for (int64_t r = 0; r < kBlock; r += 2, tile += 2 * kStrip) {
     for (int64_t v = 0; v < cols; v += 2 * kLanes) {
       const bool both = v + kLanes < cols;
-      to.put(r, v, quad([&](int i) { return i % 2 && !both ? vf{} : load(tile + quad_at(i, v)); }));
+      to.put(r, v, in_step<4>([&](int i) { return i % 2 && !both ? vf{} : load(tile + quad_at(i, v)); }));
     }
   }
 }
