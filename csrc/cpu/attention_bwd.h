@@ -108,6 +108,7 @@ struct BackwardTask {
   }
 
   int64_t q_ld() const { return round_up(p.dim, kLanes); }
+  int64_t key_tile_of(int64_t key) const { return (key - part * plan.part) / plan.tile; }  // of this part
   bool multiplies_keys() const { return !p.kept && !streamed; }  // for the scores, with q_lanes
 
   void place_tile(int64_t batch, int64_t kv_head, int64_t i) {
@@ -232,23 +233,23 @@ struct BackwardTask {
   // of dV and dK; and beside a query tile's first keys, the next pair's.
   void feed_next(int64_t i, int64_t key, int64_t last, int64_t begin, const KeyGradient<Engine>& dk_block,
                  const KeyGradient<Engine>& dv_block) {
-    const int64_t pair = t->row / stack_rows, key_tile = (key - part * plan.part) / plan.tile;
-    const bool more = key + plan.tile < t->key_end, queries = !more && i + 1 < plan.tiles;
-    const int64_t next = more || queries ? pair : next_pair,
-                  row = more      ? key + plan.tile
-                        : queries ? begin
-                                  : 0,
-                  n = min_of(plan.tile, p.seq_k - row), batch = next / p.kv_heads, head = next % p.kv_heads;
+    const int64_t pair = t->row / stack_rows;
+    int64_t next = pair, next_tile = i, row = key + plan.tile;
+    if (row >= t->key_end) {  // of these queries; the block's first keys for the next ones
+      next_tile = i + 1, row = begin;
+      if (next_tile == plan.tiles) next = next_pair, next_tile = 0, row = 0;
+    }
+    const int64_t n = min_of(plan.tile, p.seq_k - row), batch = next / p.kv_heads, head = next % p.kv_heads;
     const T *k = row_of<T>(p.k, batch, head, row), *v = row_of<T>(p.v, batch, head, row);
     feed.begin();
     if (p.kept) {
-      const int64_t place = kept.at(next, more ? i : queries ? i + 1 : 0, t->lanes, row);
+      const int64_t place = kept.at(next, next_tile, t->lanes, row);
       feed.add(kept.tile(place), t->lanes, t->lanes, n);
     } else if (i == 0) {
       feed.add(k, p.k.stride[2], p.dim, n);
     }
     if (plan.shares_bias && !stays_in_cache(p)) {
-      shared.feed_next(i, key_tile, t->lanes, !p.kept, feed);
+      shared.feed_next(i, key_tile_of(key), t->lanes, !p.kept, feed);
     } else if (p.bias && !p.kept && !stays_in_cache(p)) {
       feed_bias(p, *t, last, plan.tile, feed);
     }
@@ -280,7 +281,7 @@ struct BackwardTask {
     const float* bias = nullptr;
     float* bias_sums = nullptr;
     if (plan.shares_bias) {
-      const int64_t key_tile = (key - part * plan.part) / plan.tile;
+      const int64_t key_tile = key_tile_of(key);
       shared.load_tile(p, *t, i, key_tile, key, last - key);
       bias = shared.bias + shared.offset(i, key_tile) + skipped * lanes;
       bias_sums = shared.sums + shared.offset(i, key_tile) + skipped * lanes;

@@ -26,7 +26,8 @@ class KeyGradient {
     at_once_ = Engine::kRoundsResults && one_query_tile;
     constexpr int64_t kLine = 64, kEach = kLine / int64_t(sizeof(T));
     const bool whole_lines = kLanes == kEach || dim % (kPanelVectors * kLanes) == 0;  // one after the other
-    streams_ = all_rows * dim * int64_t(sizeof(T)) >= kStreamedBytes && whole_lines && uintptr_t(result) % kLine == 0;
+    streams_ = at_once_ && whole_lines && all_rows * dim * int64_t(sizeof(T)) >= kStreamedBytes &&
+               uintptr_t(result) % kLine == 0;
     if constexpr (sizeof(T) == sizeof(float)) {
       if (result && !at_once_) sums_ = result, ld_ = dim;
     }
@@ -43,7 +44,7 @@ class KeyGradient {
 
   // Rows [row, row + n) will be added to.
   void feed_rows(int64_t row, int64_t n, Feed& feed) const {
-    if (!result_ || (at_once_ && streams_)) return;
+    if (!result_ || streams_) return;
     at_once_ ? feed.add(result_ + row * dim_, dim_, dim_, n) : feed.add(sums_ + row * ld_, ld_, ld_, n);
   }
 
@@ -66,7 +67,7 @@ class KeyGradient {
 
   void finish(int64_t rows) const {
     const bool in_place = (const void*)sums_ == (const void*)result_;
-    if (at_once_ && streams_) stream_end();
+    if (streams_) stream_end();
     if (!result_ || at_once_ || (in_place && factor_ == 1.0f)) return;
     const vf factor = splat(factor_);
     const float* from = sums_;
@@ -84,7 +85,7 @@ class KeyGradient {
   float factor_;
   float* sums_;  // [block][ld]
   int64_t ld_;
-  bool at_once_ = false, streams_ = false;
+  bool at_once_ = false, streams_ = false;  // streams_: at once, past the caches
 };
 
 }  // namespace fastfuse::cpu::FASTFUSE_ISA
