@@ -115,8 +115,9 @@ void decode_tile(const float* q, int64_t ld, const QueryTile& t, const T* k, int
   }
 }
 
-// O[W vectors of columns] = rescale O + sum_j p_j v_j for R rows.
-template <class T, int R, int W>
+// O[W vectors of columns] = rescale O + sum_j p_j v_j for R rows. kWhole: there are as many columns; a branch to fewer
+// would have its sums kept in memory.
+template <class T, int R, int W, bool kWhole>
 FF_INLINE void decode_sum(const float* weights, const T* v, int64_t stride, int64_t n, int64_t columns,
                           const float* rescale, float* out, int64_t ld) {
   vf acc[R][W];
@@ -128,8 +129,9 @@ FF_INLINE void decode_sum(const float* weights, const T* v, int64_t stride, int6
     if (j % kLanes == 0) touch_pages(row, stride);
 #pragma GCC unroll 8
     for (int w = 0; w < W; w++) {
-      if (w * kLanes * sizeof(T) % 64 == 0) ask_ahead<1>(row + w * kLanes, stride);
-      const vf value = load_columns(row + w * kLanes, columns - w * kLanes);
+      const T* at = row + w * kLanes;
+      if (w * kLanes * sizeof(T) % 64 == 0) ask_ahead<1>(at, stride);
+      const vf value = kWhole ? load_as_float(at) : load_columns(at, columns - w * kLanes);
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) acc[r][w] = fma(splat(weights[r * kDecodeKeys + j]), value, acc[r][w]);
     }
@@ -144,10 +146,17 @@ void decode_sums(const float* weights, const T* v, int64_t stride, int64_t n, in
                  float* out, int64_t ld) {
   constexpr int W = kVectorRegisters == 32 ? 4 : max_of(8 / R, 2);
   int64_t c = 0;
-  for (; c + (W - 1) * kLanes < dim; c += W * kLanes) {
-    decode_sum<T, R, W>(weights, v + c, stride, n, dim - c, rescale, out + c, ld);
-  }
-  for (; c < dim; c += kLanes) decode_sum<T, R, 1>(weights, v + c, stride, n, dim - c, rescale, out + c, ld);
+  const auto sum = [&](auto vectors) FF_LAMBDA {
+    constexpr int64_t kVectors = decltype(vectors)::value;
+    if (c + kVectors * kLanes <= dim) {
+      decode_sum<T, R, kVectors, true>(weights, v + c, stride, n, dim - c, rescale, out + c, ld);
+    } else {
+      decode_sum<T, R, kVectors, false>(weights, v + c, stride, n, dim - c, rescale, out + c, ld);
+    }
+    c += kVectors * kLanes;
+  };
+  while (c + (W - 1) * kLanes < dim) sum(Constant<W>{});
+  while (c < dim) sum(Constant<1>{});
 }
 
 // One row: weights of kDecodeKeys scores in place; returns the factor of what was summed before.
