@@ -35,6 +35,8 @@ CPU, CUDA, BINDINGS = Path("csrc/cpu"), Path("csrc/cuda"), Path("csrc/bindings")
 INCLUDE_DIRS = ["csrc/include", "csrc"]
 KERNEL_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
 
+# GCC, where it is not x86, would else schedule before it gives out registers: the sums of a product then found no room.
+PORTABLE = ["-fno-schedule-insns"]
 # Lowest first: where two levels emit the same inline function the linker keeps the first, which must run everywhere.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
@@ -74,7 +76,7 @@ def can_build_extensions() -> bool:
 
 def cpu_levels() -> dict[str, list[str]]:
     """Instruction-set levels to build, with their flags, lowest first."""
-    levels = {"portable": []}
+    levels = {"portable": PORTABLE if compiles([*PORTABLE, "-Werror"]) else []}
     if platform.machine().lower() in ("x86_64", "amd64"):
         levels |= {name: flags for name, flags in X86_LEVELS.items() if compiles(flags)}
     return {name: flags for name, flags in levels.items() if level_sources(name)}

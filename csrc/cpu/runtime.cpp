@@ -16,15 +16,17 @@ namespace {
 
 constexpr const char* kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
 
+#if defined(__x86_64__)
 // Linux hands out the 8 KiB of tile state only to processes that ask for it.
 bool request_tile_state() {
-#if defined(__linux__) && defined(__x86_64__)
+#if defined(__linux__)
   constexpr long kArchReqXcompPerm = 0x1023, kXfeatureTileData = 18;
   return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
 #else
   return false;
 #endif
 }
+#endif
 
 bool machine_runs(Isa isa) {
 #if defined(__x86_64__)

@@ -32,6 +32,8 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #ifndef FASTFUSE_ISA
@@ -141,7 +143,11 @@ FF_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m2
 FF_INLINE vf max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 FF_INLINE vf min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 #else
+#if defined(__aarch64__)
+FF_INLINE vf fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#else
 FF_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }  // one rounding or two
+#endif
 FF_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 FF_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
 #endif
@@ -253,6 +259,9 @@ FF_INLINE vh narrow(vf v, const f16*) { return (vh)_mm512_cvtps_ph((__m512)v, _M
 #elif defined(__AVX2__)
 FF_INLINE vf widen(vh h, const f16*) { return (vf)_mm256_cvtph_ps((__m128i)h); }
 FF_INLINE vh narrow(vf v, const f16*) { return (vh)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(__aarch64__)
+FF_INLINE vf widen(vh h, const f16*) { return (vf)vcvt_f32_f16((float16x4_t)h); }
+FF_INLINE vh narrow(vf v, const f16*) { return (vh)vcvt_f16_f32((float32x4_t)v); }
 #else
 // The exponent is rebased by a multiplication, which also makes subnormals right.
 FF_INLINE vf widen(vh h, const f16*) {
