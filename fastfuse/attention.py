@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C import _is_any_autocast_enabled
 
 from fastfuse import reference, validation
-from fastfuse.backends import check_name
+from fastfuse.backends import check_name, head_multiple
 from fastfuse.ops.attention import attention
 from fastfuse.ops.transforms import is_plain, needs_formula
 from fastfuse.span import KeySpan
@@ -87,7 +87,8 @@ def cross_attention(
     )
     scale = D**-0.5 if scale is None else float(scale)
     if D % 8 or Dv % 8 or not q.stride()[3] == k.stride()[3] == v.stride()[3] == 1:
-        q, k, v = _kernel_layout(q), _kernel_layout(k), _kernel_layout(v)
+        multiple = head_multiple(q.device.type, backend)
+        q, k, v = (_kernel_layout(t, multiple) for t in (q, k, v))
     lo, hi = (None, None) if span is None else _ends(span)
     if bias is not None:
         bias = _four_dims(bias, q.dtype)
@@ -274,10 +275,10 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)
 
 
-def _kernel_layout(t: Tensor) -> Tensor:
-    """The last dimension contiguous and padded with zeros to a multiple of 8."""
-    if t.shape[3] % 8:
-        return F.pad(t, (0, -t.shape[3] % 8))
+def _kernel_layout(t: Tensor, multiple: int) -> Tensor:
+    """The last dimension contiguous and padded with zeros to such a multiple."""
+    if t.shape[3] % multiple:
+        return F.pad(t, (0, -t.shape[3] % multiple))
     return t if t.stride(3) == 1 else t.contiguous()
 
 

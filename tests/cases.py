@@ -167,6 +167,8 @@ ATTENTION_CASES = [
     AttentionCase("D8", D=8, map="full"),
     AttentionCase("D24_Dv40", D=24, Dv=40),
     AttentionCase("D7_Dv13", D=7, Dv=13),
+    AttentionCase("D50_Dv60_decode", Sq=1, Sk=90, D=50, Dv=60, map="full"),
+    AttentionCase("D61_Dv66", H=4, Hk=2, Sq=35, Sk=80, D=61, Dv=66, span=_lengths),
     AttentionCase("D80", D=80),
     AttentionCase("D96_Dv64", D=96, Dv=64),
     AttentionCase("D128", B=1, D=128, Sq=90, Sk=140),

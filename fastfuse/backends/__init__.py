@@ -6,6 +6,7 @@ A backend is a module of this package with
     unavailable() -> str | None            why it can not be used at all on this machine, or None
     reasons(problem) -> list[str]          why it can not serve this problem; empty when it can
     <op>(...)                              one function for each op it serves, called with the op's arguments
+    HEAD_MULTIPLE                          attention: of what D and Dv have to be multiples; a call pads them
     scaled                                 optional: (factor * float32 tensor).to(dtype) in one pass
     <name>_fwd_kept, <name>_bwd_kept       optional: the forward returns one tensor more (uint8, perhaps empty), for a
                                            backward of the same backend, which takes it last; for speed only
@@ -92,15 +93,20 @@ def select(problem: Problem, backend: str) -> ModuleType:
         ValueError: there is no backend of that name.
         NotImplementedError: the named backend, or each of them, can not serve the problem; with every reason.
     """
-    names = preference(problem.op, problem.device) if backend == "auto" else (backend,)
     refused = []
-    for name in names:
+    for name in _candidates(problem.op, problem.device, backend):
         module = load(name)
         why = refusals(module, problem)
         if not why:
             return module
         refused += [f"{name}: {reason}" for reason in why]
     raise NotImplementedError(f"no backend for {_describe(problem)}\n  " + "\n  ".join(refused))
+
+
+@torch.compiler.assume_constant_result
+def head_multiple(device: str, backend: str) -> int:
+    """Of what D and Dv have to be multiples for any backend that may serve."""
+    return max(load(name).HEAD_MULTIPLE for name in _candidates("attention_fwd", device, backend))
 
 
 def backends() -> list[BackendStatus]:
@@ -112,6 +118,10 @@ def backends() -> list[BackendStatus]:
         reason = missing or passed_over(name, "cuda") or ""
         rows.append(BackendStatus(name, missing is None, reason, tuple(op for op in OPS if hasattr(module, op))))
     return rows
+
+
+def _candidates(op: str, device: str, backend: str) -> tuple[str, ...]:
+    return preference(op, device) if backend == "auto" else (backend,)
 
 
 def _describe(problem: Problem) -> str:

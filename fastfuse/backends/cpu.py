@@ -18,6 +18,7 @@ except ImportError as error:
     _missing = f"the C++ extension is not built ({error})"
 
 NAME = "cpu"
+HEAD_MULTIPLE = 1
 MAX_HEAD_DIM = 256
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

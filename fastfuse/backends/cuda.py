@@ -20,6 +20,7 @@ except ImportError as error:
     _missing = f"the CUDA extension is not built ({error})"
 
 NAME = "cuda"
+HEAD_MULTIPLE = 8
 MAX_HEAD_DIM = 256
 DTYPES = (torch.bfloat16, torch.float16)
 OPS = ("attention_fwd", "attention_bwd", "attention_map", "pair_softmax_fwd", "pair_softmax_bwd", "pair_sigmoid")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastfuse.backends import Problem
 
 NAME = "reference"
+HEAD_MULTIPLE = 1
 
 attention_fwd = torch.no_grad()(reference.attention)
 attention_bwd = torch.no_grad()(reference.attention_bwd)

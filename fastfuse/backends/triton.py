@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastfuse.kernels.pair_features import Side
 
 NAME = "triton"
+HEAD_MULTIPLE = 8
 MAX_HEAD_DIM = 256
 MIN_ARCH = 80
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
