@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C import _is_any_autocast_enabled
 
 from fastfuse import reference, validation
-from fastfuse.backends import check_name, head_multiple
+from fastfuse.backends import LARGEST_HEAD_MULTIPLE, check_name, head_multiple
 from fastfuse.ops.attention import attention
 from fastfuse.ops.transforms import is_plain, needs_formula
 from fastfuse.span import KeySpan
@@ -86,7 +86,8 @@ def cross_attention(
         q, k, v, span, bias, sink, gate, scale, softcap, dropout_p, seed, return_map
     )
     scale = D**-0.5 if scale is None else float(scale)
-    if D % 8 or Dv % 8 or not q.stride()[3] == k.stride()[3] == v.stride()[3] == 1:
+    suits_all = D % LARGEST_HEAD_MULTIPLE == Dv % LARGEST_HEAD_MULTIPLE == 0
+    if not suits_all or not q.stride()[3] == k.stride()[3] == v.stride()[3] == 1:
         multiple = head_multiple(q.device.type, backend)
         q, k, v = (_kernel_layout(t, multiple) for t in (q, k, v))
     lo, hi = (None, None) if span is None else _ends(span)

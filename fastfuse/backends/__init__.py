@@ -6,7 +6,7 @@ A backend is a module of this package with
     unavailable() -> str | None            why it can not be used at all on this machine, or None
     reasons(problem) -> list[str]          why it can not serve this problem; empty when it can
     <op>(...)                              one function for each op it serves, called with the op's arguments
-    HEAD_MULTIPLE                          attention: of what D and Dv have to be multiples; a call pads them
+    HEAD_MULTIPLE                          attention: of what D and Dv have to be multiples, 1 to 8; a call pads them
     scaled                                 optional: (factor * float32 tensor).to(dtype) in one pass
     <name>_fwd_kept, <name>_bwd_kept       optional: the forward returns one tensor more (uint8, perhaps empty), for a
                                            backward of the same backend, which takes it last; for speed only
@@ -28,6 +28,7 @@ import torch
 from fastfuse.tuning.preference import passed_over, preference
 
 _NAMES = ("reference", "cpu", "triton", "cuda")
+LARGEST_HEAD_MULTIPLE = 8
 
 
 class Problem(NamedTuple):
@@ -103,9 +104,10 @@ def select(problem: Problem, backend: str) -> ModuleType:
     raise NotImplementedError(f"no backend for {_describe(problem)}\n  " + "\n  ".join(refused))
 
 
-@torch.compiler.assume_constant_result
 def head_multiple(device: str, backend: str) -> int:
-    """Of what D and Dv have to be multiples for any backend that may serve."""
+    """Of what D and Dv have to be multiples for any backend that may serve; traced, when none is at hand, for all."""
+    if torch.compiler.is_compiling():
+        return LARGEST_HEAD_MULTIPLE
     return max(load(name).HEAD_MULTIPLE for name in _candidates("attention_fwd", device, backend))
 
 
