@@ -17,6 +17,8 @@ from fastfuse.backends import cpu
 KEEPING = [(platform, dtype) for platform in PLATFORMS if platform.backend == "cpu" for dtype in platform.dtypes]
 SHORT = AttentionCase("short", B=2, H=3, Sq=48, Sk=197, D=64)  # its weights are fewer than its keys and values
 LONG = AttentionCase("long", B=1, H=2, Sq=197, Sk=197, D=64)  # they are more, but within what any forward may keep
+MOVING = AttentionCase("moving", B=2, H=3, Sq=48, Sk=197, D=64, spread=4.0)  # maxima that outgrow their references
+GATED = AttentionCase("gated", B=2, H=3, Sq=48, Sk=197, D=64, gate="head")
 BEYOND = 72 << 20  # bytes
 
 
@@ -24,7 +26,8 @@ def _problem(case: AttentionCase, dtype: torch.dtype, device: str) -> tuple[tupl
     inputs, truth, peer = expected(case, dtype, device)
     q, k, v = (inputs.leaves[n].detach().contiguous() for n in "qkv")
     span = (None, None) if inputs.span is None else (inputs.span.lo, inputs.span.hi)
-    return (q, k, v, *span, None, None, None), (inputs, truth, peer)
+    gate = inputs.leaves["gate"].detach().float() if case.gate else None
+    return (q, k, v, *span, None, None, gate), (inputs, truth, peer)
 
 
 def _forward(problem: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,7 +41,7 @@ def _backward(problem: tuple[Any, ...], inputs: Any, forward: tuple[Tensor, ...]
     return cpu._C.attention_bwd(dout, dlse, *problem, out, lse_pair, *options, kept)[:3]
 
 
-@pytest.mark.parametrize("case", [SHORT, LONG], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [SHORT, LONG, MOVING, GATED], ids=lambda case: case.name)
 @pytest.mark.parametrize(("platform", "dtype"), KEEPING, ids=name)
 def test_gradients_with_and_without_it(platform: Platform, dtype: torch.dtype, case: AttentionCase) -> None:
     problem, (inputs, truth, peer) = _problem(case, dtype, platform.device)

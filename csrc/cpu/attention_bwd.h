@@ -19,6 +19,7 @@
 #include "cpu/attention_bwd_dq.h"
 #include "cpu/attention_bwd_keys.h"
 #include "cpu/attention_bwd_tile.h"
+#include "cpu/attention_bwd_values.h"
 #include "cpu/attention_decode.h"
 #include "cpu/attention_kept.h"
 #include "cpu/buffer.h"
@@ -46,6 +47,7 @@ struct BackwardTask {
   SharedBias shared;
   Packed *p_scratch, *ds_scratch;
   Packed *q_lanes, *q_natural, *dout_lanes, *dout_natural;
+  ScaledRows dout_scaled;
   float* q_streamed;  // [kDecodeRows][q_ld]
   T *q_rows, *dout_rows;
   Feed feed;
@@ -74,6 +76,7 @@ struct BackwardTask {
       q_streamed = streamed ? arena.take<float>(kDecodeRows * q_ld()) : nullptr;
       dout_lanes = arena.take<Packed>(Engine::lanes_size(p.dim_v));
       dout_natural = arena.take<Packed>(Engine::natural_size(p.dim_v));
+      dout_scaled.take(arena, Engine::kKeepsByLanes && p.kept ? Engine::natural_size(p.dim_v) : 0);
       q_rows = arena.take<T>(kTileQ * p.dim);
       dout_rows = arena.take<T>(kTileQ * p.dim_v);
       delta = arena.take<float>(stack_rows);
@@ -213,6 +216,7 @@ struct BackwardTask {
     Engine::pack_lanes(dout.data, dout.stride, t->rows, p.dim_v, dout_lanes, t->lanes);
     if (p.dk) Engine::pack_natural(q.data, q.stride, t->rows, p.dim, q_natural);
     if (p.dv) Engine::pack_natural(dout.data, dout.stride, t->rows, p.dim_v, dout_natural);
+    dout_scaled.clear();
     tile.load_lanes(*t, delta + t->row % stack_rows);
   }
 
@@ -299,11 +303,19 @@ struct BackwardTask {
     }
     Engine::scores_product(n, width, p.dim_v, Engine::skip_rows(v_rows[index], skipped), dout_lanes, tile.dp,
                            tile.dp_rest, Fed(feed));
+    const Packed *dv_weights = p_weights.by_lanes(), *dv_queries = dout_natural;
     if (p.kept) {
       const int64_t place = kept.at(t->row / stack_rows, i, lanes, key);
       tile.take_kept(Engine::template weights<true, false>(nullptr, lanes, kept.tile(place)), kept.references + place,
                      lanes);
       tile.template find_gradients<From::kKept>(*t, keys, p_weights, ds_weights, bias_sums);
+      if constexpr (Engine::kKeepsByLanes) {
+        if (p.dv && !has_all_keys(*t, keys)) {
+          dout_scaled.scale(dout_natural, t->rows, Engine::natural_ld(p.dim_v), tile.value_factor);
+          dv_weights = kept.tile(place);
+          dv_queries = dout_scaled.rows;
+        }
+      }
     } else {
       tile.template find_gradients<From::kScores>(*t, keys, p_weights, ds_weights, bias_sums);
     }
@@ -315,7 +327,7 @@ struct BackwardTask {
       accumulate = true;
     }
     touched[index] = true;
-    dv_block.add(keys.begin - begin, n, t->rows, p_weights.by_lanes(), lanes, dout_natural, accumulate, feed);
+    dv_block.add(keys.begin - begin, n, t->rows, dv_weights, lanes, dv_queries, accumulate, feed);
     dk_block.add(keys.begin - begin, n, t->rows, ds_weights.by_lanes(), lanes, q_natural, accumulate, feed);
     if (p.dq) {
       Engine::sum_product(t->rows, lanes, p.dim, n, ds_weights.by_keys(), Engine::skip_sum(k_sums[index], skipped),

@@ -26,7 +26,8 @@ struct GradientTile {
       dgate[kTileQ];
   alignas(64) float center[kTileQ], offset[kTileQ];
   Kept kept{};
-  alignas(64) float kept_factor[kTileQ];  // P = kept kept_factor
+  alignas(64) float kept_factor[kTileQ];   // P = kept kept_factor
+  alignas(64) float value_factor[kTileQ];  // of dO instead: with tanh(gate)
 
   explicit GradientTile(const AttentionBackward& problem) : p(problem), units(problem) {}
 
@@ -70,11 +71,12 @@ struct GradientTile {
       const vf factor =
           probability<false>(references + lane, nullptr, units, load(lse_high + lane), load(lse_low + lane));
       store(kept_factor + lane, factor);
+      store(value_factor + lane, p.gate ? factor * load(gate + lane) : factor);
     }
   }
 
-  // scores and dp hold the products; afterwards the weights do, and bias_sums [n][lanes] has dS added; where that is null,
-  // dbias has.
+  // scores and dp hold the products; afterwards the weights do, P where writes_p, and bias_sums [n][lanes] has dS added;
+  // where that is null, dbias has.
   template <From kFrom>
   void find_gradients(const QueryTile& t, KeyRange keys, const PWeights& p_weights, const DsWeights& ds_weights,
                       float* bias_sums) {
@@ -82,7 +84,7 @@ struct GradientTile {
     if (p.dbias && !bias_sums) __builtin_memset(ds_bias, 0, n * t.lanes * sizeof(float));
     float* sums = bias_sums ? bias_sums : ds_bias;
     if (keep) dropout_tile(p, t, keys.begin, n, keep);
-    const bool whole = keys.begin <= t.key_begin && keys.end == t.key_end;  // all that these queries see
+    const bool whole = has_all_keys(t, keys);
     const bool bare = !keep && !p.gate && !slope;
     for (int lane = 0; lane < t.lanes; lane += kLanes) {
       if (whole) find_probabilities<kFrom>(n, t.lanes, lane);
@@ -99,6 +101,9 @@ struct GradientTile {
     ds_weights.finish(n);
     if (p.dbias && !bias_sums) add_bias_gradient(t, p.dbias_stride, keys.begin, n, ds_bias, p.dbias);
   }
+
+  // Where kept weights serve as they are, attention_bwd_values.h, P is not written.
+  static constexpr bool writes_p(From from) { return from != From::kKept || !Engine::kKeepsByLanes; }
 
   // What a column is made from. A copy of it can stay in registers, where stores to tiles do not reach it.
   struct Source {
@@ -188,12 +193,12 @@ struct GradientTile {
     for (; j + 1 < n; j += 2) {
       ds[0] = gradient(j, weight[0]);
       ds[1] = gradient(j + 1, weight[1]);
-      p_weights.put(j, lane, weight[0], weight[1]);
+      if constexpr (writes_p(kFrom)) p_weights.put(j, lane, weight[0], weight[1]);
       ds_weights.put(j, lane, ds[0], ds[1]);
     }
     if (j < n) {
       ds[0] = gradient(j, weight[0]);
-      p_weights.put(j, lane, weight[0]);
+      if constexpr (writes_p(kFrom)) p_weights.put(j, lane, weight[0]);
       ds_weights.put(j, lane, ds[0]);
     }
     store(dgate + lane, gate_sum);

@@ -14,7 +14,8 @@
 //   lanes_result      the same, to what gemm.h calls Rounded, d whole vectors; where kRoundsResults
 //
 // `beside` is what a product asks memory for meanwhile, see ahead.h and feed.h. Weights (P^T or dS^T) of a tile are written
-// Weights::kRows rows at a time. Sizes here are in elements of Packed.
+// Weights::kRows rows at a time; kKeepsByLanes: what a forward keeps of them is a left operand of lanes_product too. Sizes
+// here are in elements of Packed.
 #pragma once
 
 #include "cpu/feed.h"

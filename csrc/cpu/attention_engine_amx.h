@@ -15,6 +15,7 @@ struct AmxEngine : PairedWeights<128> {
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
   static constexpr bool kRoundsResults = false;
+  static constexpr bool kKeepsByLanes = false;
   static constexpr int64_t kKeyGrain = kTileK;
   static constexpr int kLaneGrain = kLanes;
   static constexpr int64_t kKeptLimit = 0;  // the product is faster than its weights' way through memory

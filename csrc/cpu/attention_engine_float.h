@@ -15,6 +15,7 @@ struct FloatEngine : RowSum {
   static constexpr bool kPacksKeys = sizeof(T) != 4;
   static constexpr bool kShortExp = false;
   static constexpr bool kRoundsResults = true;
+  static constexpr bool kKeepsByLanes = true;
   static constexpr int kLaneGrain = kGrain;
   static constexpr int64_t kKeptLimit = kKeptBytes;
 

@@ -16,6 +16,7 @@ struct PairEngine : RowSum, PairedWeights<72> {
   static constexpr bool kPacksKeys = true;
   static constexpr bool kShortExp = true;
   static constexpr bool kRoundsResults = true;
+  static constexpr bool kKeepsByLanes = false;
   static constexpr int kLaneGrain = kGrain;
   static constexpr int64_t kKeyGrain = 4;  // of dropout: its numbers come by four keys
   static constexpr int64_t kKeptLimit = kKeptBytes;

@@ -144,4 +144,9 @@ FF_INLINE KeyRange visible_keys(const QueryTile& t, int64_t begin, int64_t end) 
   return {max_of(begin, t.key_begin & ~int64_t(31)), min_of(end, t.key_end)};
 }
 
+// Whether these are all keys that the tile's queries see.
+FF_INLINE bool has_all_keys(const QueryTile& t, KeyRange keys) {
+  return keys.begin <= t.key_begin && keys.end == t.key_end;
+}
+
 }  // namespace fastfuse::cpu::FASTFUSE_ISA
