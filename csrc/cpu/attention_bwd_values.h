@@ -2,8 +2,8 @@
 //
 //     dV += P^T dO = kept^T (factor dO),
 //
-// so that P is not written. Where the forward's references stayed what they were, from a tile to the next of nearly all,
-// factor dO stays too.
+// so that P is not written. From one tile of keys to the next only the rows are scaled again whose factor changed: those of
+// queries whose reference moved in the forward.
 #pragma once
 
 #include "cpu/arena.h"
