@@ -25,6 +25,7 @@ from fastfuse.training.checkpoint import latest_checkpoint
 from fastfuse.training.config import autocast_dtype
 from fastfuse.training.logs import read_log
 from fastfuse.training.loop import steps_within
+from fastfuse.training.optimizers import Float32Muon
 from fastfuse.training.schedule import learning_rate
 
 TINY = TrainingConfig(
@@ -60,6 +61,23 @@ def assert_same_weights(a: Path, b: Path) -> None:
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         assert torch.equal(tensor, right[name]), name
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24)])
+def test_muon_orthogonalises_in_float32(shape: tuple[int, int]) -> None:
+    weight = torch.randn(shape).requires_grad_()
+    start, weight.grad = weight.detach().double(), torch.randn(shape)
+    gradient = weight.grad.clone()
+    Float32Muon([weight], lr=0.1, weight_decay=0.0).step()
+    (group,) = torch.optim.Muon([weight]).param_groups
+    x = gradient.double() / gradient.double().norm()  # Nesterov's step is a multiple of it
+    a, b, c = group["ns_coefficients"]
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    moved = (start - weight.double()) / (0.1 * max(1, shape[0] / shape[1]) ** 0.5)
+    torch.testing.assert_close(moved, x, rtol=1e-4, atol=1e-5)  # bfloat16 would be off by 1e-2
+    assert torch.equal(weight.grad, gradient)
 
 
 def test_a_killed_run_ends_with_the_same_bits(run, tmp_path):
