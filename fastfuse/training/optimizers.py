@@ -19,7 +19,7 @@ from fastfuse.training.config import TrainingConfig
 
 
 class _InFloat32(TorchFunctionMode):
-    """What would be rounded to bfloat16 is copied to float32."""
+    """What would be rounded to bfloat16 is copied to float32: a copy, as Muon goes on to divide it in place."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.bfloat16:
@@ -28,8 +28,9 @@ class _InFloat32(TorchFunctionMode):
 
 
 class Float32Muon(torch.optim.Muon):
-    """Muon that orthogonalises in float32. torch's does so in bfloat16, which takes a CPU that has no instructions for
-    it 50 times as long.
+    """Muon that orthogonalises in float32.
+
+    torch's does so in bfloat16, whose products a CPU without instructions for them emulates, some 50 times as slow.
     """
 
     def step(self, closure: Any = None) -> Any:
